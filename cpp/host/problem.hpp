@@ -1,0 +1,73 @@
+// One attention call, checked and normalised: what every backend (CPU, sm80, later sm90) is given.
+//
+// make_forward_problem and make_backward_problem turn the C structs into a problem or throw fdma::Error; past them no
+// backend checks an argument again.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "fdma/attention.h"
+#include "kernels/policy/mask_bits.hpp"
+
+namespace fdma {
+
+// Base pointer and element strides of a 4-d tensor. Broadcast dimensions and dimensions of extent 1 have stride 0.
+struct View4 {
+  void* data = nullptr;
+  std::array<int64_t, 4> stride{};  // query-like: (B, L, H, D); score-like: (B, H, Q, K)
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct MaskProblem {
+  fdma_mask_kind kind = FDMA_MASK_NONE;
+  View4 dense;                 // kind DENSE: (B, H, Q, K), strides of mask heads
+  fdma_dtype dtype = FDMA_DTYPE_NONE;
+  PackedMaskLayout layout{};   // any kind but NONE: extents of the mask (batch, heads, rows are 1 or full), keys = Lk
+  const void* packed = nullptr;  // kind BITS: the caller's packed mask
+  void* packed_out = nullptr;    // kind DENSE, forward: where the caller wants the packed mask, or null
+};
+
+struct BiasProblem {
+  fdma_bias_kind kind = FDMA_BIAS_NONE;
+  View4 view;  // (B, H, Q, K), strides of bias heads
+  fdma_dtype dtype = FDMA_DTYPE_NONE;
+  int64_t batch = 1, heads = 1, rows = 1, keys = 1;  // extents as given (1 = broadcast)
+};
+
+struct AttentionProblem {
+  fdma_device device{};
+  fdma_dtype dtype = FDMA_DTYPE_NONE;
+  int64_t batch = 0, len_q = 0, len_k = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
+  View4 query, key, value;
+  MaskProblem mask;
+  BiasProblem bias;
+  float scale = 0;    // resolved: never FDMA_SCALE_DEFAULT
+  float softcap = 0;  // 0 = off
+  bool is_causal = false;
+  int num_threads = 0;
+
+  int64_t group() const { return heads_q / heads_kv; }  // query heads that share a kv head
+  std::string describe() const;                         // one line for logs and bug reports
+};
+
+struct ForwardProblem : AttentionProblem {
+  View4 out;
+  float* lse = nullptr;  // (B, H, Lq) contiguous, or null
+};
+
+struct BackwardProblem : AttentionProblem {
+  View4 out, grad_out;
+  const float* lse = nullptr;       // (B, H, Lq) contiguous
+  const float* grad_lse = nullptr;  // same, or null
+  bool deterministic = false;
+  View4 grad_query, grad_key, grad_value;  // data is null where not asked for
+  void* grad_bias = nullptr;               // contiguous in the bias's own extents and dtype, or null
+};
+
+// `with_data`: false while only sizes are asked for and data pointers may be null.
+ForwardProblem make_forward_problem(const fdma_attention_forward_params& params, bool with_data);
+BackwardProblem make_backward_problem(const fdma_attention_backward_params& params, bool with_data);
+
+}  // namespace fdma

@@ -1,0 +1,19 @@
+/* Symbol visibility. Everything that is not marked FDMA_API stays inside the library. */
+#ifndef FDMA_EXPORT_H
+#define FDMA_EXPORT_H
+
+#if defined(__GNUC__) || defined(__clang__)
+#define FDMA_API __attribute__((visibility("default")))
+#else
+#define FDMA_API
+#endif
+
+#ifdef __cplusplus
+#define FDMA_EXTERN_C_BEGIN extern "C" {
+#define FDMA_EXTERN_C_END }
+#else
+#define FDMA_EXTERN_C_BEGIN
+#define FDMA_EXTERN_C_END
+#endif
+
+#endif
