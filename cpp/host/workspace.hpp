@@ -13,21 +13,23 @@ namespace fdma {
 class Workspace {
  public:
   Workspace() = default;  // counts only
-  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)), counting_(false) {}
 
+  // Room for `count` elements; null while counting.
   template <typename T>
   T* take(int64_t count) {
-    char* piece = base_ == nullptr ? nullptr : base_ + used_;
+    char* piece = counting_ ? nullptr : base_ + used_;
     used_ += round_up<size_t>(static_cast<size_t>(count) * sizeof(T), FDMA_WORKSPACE_ALIGNMENT);
     return reinterpret_cast<T*>(piece);
   }
 
   size_t used() const { return used_; }
-  bool counting() const { return base_ == nullptr; }
+  bool counting() const { return counting_; }
 
  private:
   char* base_ = nullptr;
   size_t used_ = 0;
+  bool counting_ = true;
 };
 
 }  // namespace fdma
