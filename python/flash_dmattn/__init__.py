@@ -1,0 +1,41 @@
+"""Attention in which each query sees only the keys that a learned score says matter.
+
+``flash_dmattn_func_auto()`` returns an attention function that chooses its backend by the tensors of each call;
+``flash_dmattn_func`` is libfdma itself, on CUDA and on the CPU. Importing this package touches no device: whether a GPU
+can be used is found out when ``get_available_backends``, ``CUDA_AVAILABLE`` or a call asks.
+"""
+
+from typing import TYPE_CHECKING, List
+
+from flash_dmattn._C import __version__
+from flash_dmattn.attention import flash_dmattn_func
+from flash_dmattn.auto import flash_dmattn_func_auto
+from flash_dmattn.backends import get_available_backends
+
+if TYPE_CHECKING:
+    CUDA_AVAILABLE: bool
+    TRITON_AVAILABLE: bool
+    FLEX_AVAILABLE: bool
+
+__all__ = [
+    "CUDA_AVAILABLE",
+    "FLEX_AVAILABLE",
+    "TRITON_AVAILABLE",
+    "__version__",
+    "flash_dmattn_func",
+    "flash_dmattn_func_auto",
+    "get_available_backends",
+]
+
+_AVAILABILITY = {"CUDA_AVAILABLE": "cuda", "TRITON_AVAILABLE": "triton", "FLEX_AVAILABLE": "flex"}
+
+
+def __getattr__(name: str) -> bool:
+    # Lazily, because the answer for CUDA comes from the driver.
+    if name in _AVAILABILITY:
+        return _AVAILABILITY[name] in get_available_backends()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> List[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,109 @@
+"""The operations of libfdma as functions of tensors: outputs are allocated here, nothing is recorded for autograd."""
+
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+import torch
+
+from flash_dmattn import _C
+
+
+def attention_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Optional[torch.Tensor],
+    attn_bias: Optional[torch.Tensor],
+    scale: Optional[float],
+    is_causal: Optional[bool],
+    softcap: Optional[float],
+    keep_for_backward: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """Attention and, with `keep_for_backward`, what :func:`attention_backward` wants of it.
+
+    Returns
+    -------
+    out : torch.Tensor
+        ``(B, Lq, H, D)``, contiguous.
+    lse : torch.Tensor or None
+        ``(B, H, Lq)``, float32: the natural logarithm of the sum of exponentials of each row.
+    packed_mask : torch.Tensor or None
+        `attn_mask` as one bit a score, uint8.
+    """
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = packed_mask = None
+    # Of other ranks there is no lse; the library refuses them below.
+    if keep_for_backward and query.dim() == 4 and key.dim() == 4:
+        batch, len_q, heads, _ = query.shape
+        lse = torch.empty((batch, heads, len_q), dtype=torch.float32, device=query.device)
+        if attn_mask is not None:
+            packed_mask = _bytes_like(query, _C.packed_mask_size(attn_mask, key.shape[1]))
+    _run(
+        _C.attention_forward,
+        query,
+        (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, out, lse, packed_mask),
+    )
+    return out, lse, packed_mask
+
+
+def attention_backward(
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed_mask: Optional[torch.Tensor],
+    mask_shape: Optional[Sequence[int]],
+    attn_bias: Optional[torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: Optional[float],
+    is_causal: Optional[bool],
+    softcap: Optional[float],
+    deterministic: bool,
+    needs: Tuple[bool, bool, bool, bool],
+) -> Tuple[Optional[torch.Tensor], ...]:
+    """Gradients of query, key, value and attn_bias: those that `needs` asks for, None for the others.
+
+    `mask_shape` is the shape of the mask that `packed_mask` was made of, with the last dimension expanded to ``Lk``.
+    Each gradient is contiguous and has the shape and dtype of its input; that of a broadcast bias is summed.
+    """
+    # Gradients of a sum or a mean arrive expanded; the kernels read rows of head_dim elements.
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    inputs = (query, key, value, attn_bias)
+    grads = tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed and tensor is not None else None
+        for tensor, needed in zip(inputs, needs)
+    )
+    _run(
+        _C.attention_backward,
+        query,
+        (grad_out, query, key, value, packed_mask, mask_shape, attn_bias, out, lse, scale, is_causal, softcap)
+        + (deterministic, *grads),
+    )
+    return grads
+
+
+def _bytes_like(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8, device=tensor.device)
+
+
+def _stream_through_object(device_index: int) -> int:
+    return torch.cuda.current_stream(device_index).cuda_stream
+
+
+# The raw stream without the Stream object around it, where torch has that.
+_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_through_object)
+
+
+def _run(binding: Callable[..., None], query: torch.Tensor, arguments: Tuple[Any, ...]) -> None:
+    """Call `binding` where `query` lives: on its device's current stream, or with torch's number of threads."""
+    if not query.is_cuda:
+        binding(*arguments, torch.get_num_threads(), 0, _bytes_like)
+        return
+    index = query.get_device()
+    if index == torch.cuda.current_device():
+        binding(*arguments, 0, _current_stream(index), _bytes_like)
+        return
+    # Kernels are launched on the current device, which the library leaves as it finds it.
+    with torch.cuda.device(index):
+        binding(*arguments, 0, _current_stream(index), _bytes_like)
