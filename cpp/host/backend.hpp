@@ -2,6 +2,8 @@
 // counts, runs: `Workspace ws; forward(p, ws, nullptr); ws.used()` is the size.
 #pragma once
 
+#include <string>
+
 #include "fdma/types.h"
 #include "host/problem.hpp"
 #include "host/workspace.hpp"
@@ -21,5 +23,12 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 }  // namespace cuda
 #endif
+
+// Empty when this build can run on `device`, otherwise the reason. `device` is of a known type.
+std::string device_unsupported_reason(fdma_device device);
+
+// Runs a problem on its device, or counts its scratch when the workspace counts.
+void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 
 }  // namespace fdma

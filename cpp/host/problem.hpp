@@ -22,9 +22,9 @@ struct View4 {
 
 struct MaskProblem {
   fdma_mask_kind kind = FDMA_MASK_NONE;
-  View4 dense;                 // kind DENSE: (B, H, Q, K), strides of mask heads
+  View4 dense;  // kind DENSE: (B, H, Q, K), strides of mask heads
   fdma_dtype dtype = FDMA_DTYPE_NONE;
-  PackedMaskLayout layout{};   // any kind but NONE: extents of the mask (batch, heads, rows are 1 or full), keys = Lk
+  PackedMaskLayout layout{};     // any kind but NONE: extents of the mask (batch, heads, rows are 1 or full), keys = Lk
   const void* packed = nullptr;  // kind BITS: the caller's packed mask
   void* packed_out = nullptr;    // kind DENSE, forward: where the caller wants the packed mask, or null
 };
@@ -66,7 +66,8 @@ struct BackwardProblem : AttentionProblem {
   void* grad_bias = nullptr;               // contiguous in the bias's own extents and dtype, or null
 };
 
-// `with_data`: false while only sizes are asked for and data pointers may be null.
+// `with_data`: false while only sizes are asked for and data pointers may be null. Tensors that are given without data
+// then have the address of a placeholder, which is not to be read: null always means "not given".
 ForwardProblem make_forward_problem(const fdma_attention_forward_params& params, bool with_data);
 BackwardProblem make_backward_problem(const fdma_attention_backward_params& params, bool with_data);
 

@@ -1,0 +1,10 @@
+# Compiles through ccache when it is there and the caller has not chosen a launcher.
+find_program(FDMA_CCACHE ccache DOC "ccache, used for every compilation when found")
+mark_as_advanced(FDMA_CCACHE)
+if(FDMA_CCACHE)
+  foreach(language IN ITEMS C CXX CUDA)
+    if(NOT DEFINED CMAKE_${language}_COMPILER_LAUNCHER)
+      set(CMAKE_${language}_COMPILER_LAUNCHER ${FDMA_CCACHE})
+    endif()
+  endforeach()
+endif()

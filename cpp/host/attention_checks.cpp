@@ -1,0 +1,235 @@
+#include "host/attention_checks.hpp"
+
+#include <cmath>
+
+#include "host/device_checks.hpp"
+#include "host/mask_layout.hpp"
+#include "host/text.hpp"
+
+namespace fdma {
+namespace {
+
+constexpr char kQueryDims[] = "(B, Lq, H, D)";
+constexpr char kKeyDims[] = "(B, Lk, H_kv, D)";
+constexpr char kRowDims[] = "(B, H, Lq)";
+
+constexpr int64_t kHeadDimStep = 8;
+constexpr int64_t kHeadDimMax = 256;
+
+}  // namespace
+
+void check_reserved(Reasons& reasons, const char* name, int64_t value) {
+  if (value != 0) reasons.add(FDMA_INVALID_ARGUMENT, concat(name, " is ", value, "; accepted: 0"));
+}
+
+AttentionChecker::AttentionChecker(const AttentionArguments& args, bool with_data, Reasons& reasons,
+                                   AttentionProblem& problem)
+    : args_(args), with_data_(with_data), reasons_(reasons), problem_(problem) {}
+
+void AttentionChecker::check_inputs() {
+  check_device();
+  check_extents();
+  problem_.query = check_query_like("query", args_.query, Access::kRead);
+  problem_.key = check_key_like("key", args_.key, Access::kRead);
+  problem_.value = check_key_like("value", args_.value, Access::kRead);
+  check_scalars();
+  check_mask();
+  check_bias();
+}
+
+void AttentionChecker::check_device() {
+  problem_.device = args_.device;
+  device_known_ = fdma::check_device(reasons_, args_.device);
+}
+
+void AttentionChecker::check_device_support() {
+  if (device_known_) fdma::check_device_support(reasons_, args_.device);
+}
+
+// Reads B, Lq, H, D off the query and Lk, H_kv off the key; everything else is measured against them.
+void AttentionChecker::check_extents() {
+  const fdma_tensor& query = args_.query;
+  const fdma_tensor& key = args_.key;
+  query_known_ = check_rank(reasons_, "query", query, 4, kQueryDims);
+  if (query_known_) {
+    problem_.batch = query.shape[0];
+    problem_.len_q = query.shape[1];
+    problem_.heads_q = query.shape[2];
+    problem_.head_dim = query.shape[3];
+    if (problem_.heads_q == 0) {
+      reasons_.add(FDMA_INVALID_SHAPE, concat("query.shape is ", shape_text(query), "; accepted: at least one head"));
+      query_known_ = false;
+    }
+    if (problem_.head_dim % kHeadDimStep != 0 || problem_.head_dim < kHeadDimStep || problem_.head_dim > kHeadDimMax) {
+      reasons_.add(FDMA_INVALID_SHAPE,
+                   concat("query.shape is ", shape_text(query), ", head_dim ", problem_.head_dim,
+                          "; accepted: multiples of ", kHeadDimStep, " from ", kHeadDimStep, " to ", kHeadDimMax));
+      query_known_ = false;
+    }
+  }
+  problem_.dtype = query.dtype;
+  const bool is_cuda = args_.device.type == FDMA_DEVICE_CUDA;
+  if (query.rank != 0) {
+    check_dtype(reasons_, "query", query, is_cuda ? kCudaDtypes : kCpuDtypes, is_cuda ? " on CUDA" : " on the CPU");
+  }
+
+  extents_known_ = check_rank(reasons_, "key", key, 4, kKeyDims) && query_known_;
+  if (!extents_known_) return;
+  problem_.len_k = key.shape[1];
+  problem_.heads_kv = key.shape[2];
+  if (problem_.heads_kv == 0 || problem_.heads_q % problem_.heads_kv != 0) {
+    reasons_.add(FDMA_INVALID_SHAPE, concat("key.shape is ", shape_text(key), ", H_kv = ", problem_.heads_kv,
+                                            "; accepted: a divisor of the ", problem_.heads_q, " heads of query"));
+    extents_known_ = false;
+  }
+}
+
+View4 AttentionChecker::check_activation(const char* name, const fdma_tensor& tensor, const char* dims, int64_t length,
+                                         int64_t heads, Access access) {
+  if (!check_shape(reasons_, name, tensor, {problem_.batch, length, heads, problem_.head_dim}, dims)) return {};
+  if (tensor.dtype != problem_.dtype) {
+    reasons_.add(FDMA_INVALID_DTYPE, concat(name, ".dtype is ", dtype_name(tensor.dtype),
+                                            "; accepted: ", dtype_name(problem_.dtype), ", the dtype of query"));
+  }
+  check_strides(reasons_, name, tensor, access);
+  check_data(reasons_, name, tensor, with_data_, dtype_size(tensor.dtype));
+  return view4(tensor);
+}
+
+View4 AttentionChecker::check_query_like(const char* name, const fdma_tensor& tensor, Access access) {
+  const bool is_query = &tensor == &args_.query;  // its rank has been checked
+  if (!is_query && !check_rank(reasons_, name, tensor, 4, kQueryDims)) return {};
+  if (!query_known_) return {};
+  return check_activation(name, tensor, kQueryDims, problem_.len_q, problem_.heads_q, access);
+}
+
+View4 AttentionChecker::check_key_like(const char* name, const fdma_tensor& tensor, Access access) {
+  const bool is_key = &tensor == &args_.key;
+  if (!is_key && !check_rank(reasons_, name, tensor, 4, kKeyDims)) return {};
+  if (!extents_known_) return {};
+  return check_activation(name, tensor, kKeyDims, problem_.len_k, problem_.heads_kv, access);
+}
+
+float* AttentionChecker::check_row_statistic(const char* name, const fdma_tensor& tensor) {
+  if (!check_rank(reasons_, name, tensor, 3, kRowDims)) return nullptr;
+  if (query_known_) {
+    check_shape(reasons_, name, tensor, {problem_.batch, problem_.heads_q, problem_.len_q}, kRowDims);
+  }
+  check_dtype(reasons_, name, tensor, DtypeSet(FDMA_FLOAT32), "");
+  check_contiguous(reasons_, name, tensor);
+  check_data(reasons_, name, tensor, with_data_, dtype_size(FDMA_FLOAT32));
+  return static_cast<float*>(address_of(tensor));
+}
+
+void AttentionChecker::check_scalars() {
+  if (!std::isfinite(args_.scale)) {
+    reasons_.add(FDMA_INVALID_ARGUMENT,
+                 concat("scale is ", args_.scale, "; accepted: finite values, or FDMA_SCALE_DEFAULT"));
+  }
+  if (!std::isfinite(args_.softcap) || args_.softcap < 0) {
+    reasons_.add(FDMA_INVALID_ARGUMENT,
+                 concat("softcap is ", args_.softcap, "; accepted: 0 (off) or a positive finite value"));
+  }
+  if (args_.is_causal != 0 && args_.is_causal != 1) {
+    reasons_.add(FDMA_INVALID_ARGUMENT, concat("is_causal is ", args_.is_causal, "; accepted: 0 or 1"));
+  }
+  if (args_.num_threads < 0) {
+    reasons_.add(FDMA_INVALID_ARGUMENT,
+                 concat("num_threads is ", args_.num_threads, "; accepted: 0 (all available) or a positive number"));
+  } else if (args_.num_threads > 0 && args_.device.type == FDMA_DEVICE_CUDA) {
+    reasons_.add(FDMA_INVALID_ARGUMENT, concat("num_threads is ", args_.num_threads,
+                                               "; accepted on CUDA: 0, the threads are those of the CPU"));
+  }
+  const bool is_default = args_.scale == FDMA_SCALE_DEFAULT;
+  problem_.scale = is_default && query_known_ ? 1.0f / std::sqrt(static_cast<float>(problem_.head_dim)) : args_.scale;
+  problem_.softcap = args_.softcap;
+  problem_.is_causal = args_.is_causal != 0;
+  problem_.num_threads = args_.num_threads;
+}
+
+// A tensor over the scores that may broadcast each dimension.
+bool AttentionChecker::check_score_like(const char* name, const fdma_tensor& tensor) {
+  if (!check_rank(reasons_, name, tensor, 4, kScoreDims)) return false;
+  if (!extents_known_) return false;
+  const auto is_one_or = [](int64_t extent, int64_t full) { return extent == 1 || extent == full; };
+  if (is_one_or(tensor.shape[0], problem_.batch) &&
+      (is_one_or(tensor.shape[1], problem_.heads_q) || tensor.shape[1] == problem_.heads_kv) &&
+      is_one_or(tensor.shape[2], problem_.len_q) && is_one_or(tensor.shape[3], problem_.len_k)) {
+    return true;
+  }
+  reasons_.add(FDMA_INVALID_SHAPE, concat(name, ".shape is ", shape_text(tensor), "; accepted: ", kScoreDims,
+                                          " with B = ", problem_.batch, ", H = ", problem_.heads_q, ", H_kv = ",
+                                          problem_.heads_kv, ", Lq = ", problem_.len_q, ", Lk = ", problem_.len_k));
+  return false;
+}
+
+void AttentionChecker::check_mask() {
+  const fdma_tensor& tensor = args_.mask.tensor;
+  MaskProblem& mask = problem_.mask;
+  mask.kind = args_.mask.kind;
+  if (mask.kind == FDMA_MASK_NONE) {
+    if (tensor.rank != 0) {
+      reasons_.add(FDMA_INVALID_ARGUMENT, concat("mask.kind is FDMA_MASK_NONE, but mask.tensor has rank ", tensor.rank,
+                                                 "; accepted: rank 0, or FDMA_MASK_DENSE, FDMA_MASK_BITS"));
+    }
+    return;
+  }
+  if (mask.kind != FDMA_MASK_DENSE && mask.kind != FDMA_MASK_BITS) {
+    reasons_.add(FDMA_INVALID_ARGUMENT,
+                 concat("mask.kind is ", static_cast<int>(mask.kind),
+                        "; accepted: FDMA_MASK_NONE (0), FDMA_MASK_DENSE (1), FDMA_MASK_BITS (2)"));
+    return;
+  }
+  if (!check_score_like("mask.tensor", tensor)) return;
+  mask.layout = {tensor.shape[0], tensor.shape[1], tensor.shape[2], problem_.len_k};
+  mask.dtype = tensor.dtype;
+  if (!packed_mask_bytes(mask.layout)) {
+    reasons_.add(FDMA_INVALID_SHAPE,
+                 concat("mask.tensor.shape is ", shape_text(tensor), "; accepted: below 2^63 bytes of packed mask"));
+  }
+  if (mask.kind == FDMA_MASK_DENSE) {
+    check_dtype(reasons_, "mask.tensor", tensor, kMaskDtypes, "");
+    check_strides(reasons_, "mask.tensor", tensor, Access::kRead);
+    check_data(reasons_, "mask.tensor", tensor, with_data_, dtype_size(tensor.dtype));
+    mask.dense = view4(tensor);
+    return;
+  }
+  check_dtype(reasons_, "mask.tensor", tensor, DtypeSet(FDMA_UINT8), " for FDMA_MASK_BITS");
+  if (tensor.shape[3] != problem_.len_k) {
+    reasons_.add(FDMA_INVALID_SHAPE,
+                 concat("mask.tensor.shape is ", shape_text(tensor),
+                        "; accepted for FDMA_MASK_BITS: ", "a last dimension of Lk = ", problem_.len_k));
+  }
+  check_data(reasons_, "mask.tensor", tensor, with_data_, kPackedMaskAlignment);
+  mask.packed = address_of(tensor);
+}
+
+void AttentionChecker::check_bias() {
+  const fdma_tensor& tensor = args_.bias.tensor;
+  BiasProblem& bias = problem_.bias;
+  bias.kind = args_.bias.kind;
+  if (bias.kind == FDMA_BIAS_NONE) {
+    if (tensor.rank != 0) {
+      reasons_.add(FDMA_INVALID_ARGUMENT, concat("bias.kind is FDMA_BIAS_NONE, but bias.tensor has rank ", tensor.rank,
+                                                 "; accepted: rank 0, or FDMA_BIAS_DENSE"));
+    }
+    return;
+  }
+  if (bias.kind != FDMA_BIAS_DENSE) {
+    reasons_.add(FDMA_INVALID_ARGUMENT, concat("bias.kind is ", static_cast<int>(bias.kind),
+                                               "; accepted: FDMA_BIAS_NONE (0), FDMA_BIAS_DENSE (1)"));
+    return;
+  }
+  if (!check_score_like("bias.tensor", tensor)) return;
+  check_dtype(reasons_, "bias.tensor", tensor, kBiasDtypes, "");
+  check_strides(reasons_, "bias.tensor", tensor, Access::kRead);
+  check_data(reasons_, "bias.tensor", tensor, with_data_, dtype_size(tensor.dtype));
+  bias.view = view4(tensor);
+  bias.dtype = tensor.dtype;
+  bias.batch = tensor.shape[0];
+  bias.heads = tensor.shape[1];
+  bias.rows = tensor.shape[2];
+  bias.keys = tensor.shape[3];
+}
+
+}  // namespace fdma

@@ -1,0 +1,69 @@
+// Checks of the fields that attention forward and backward share, and of tensors that follow from them.
+#pragma once
+
+#include "fdma/attention.h"
+#include "host/problem.hpp"
+#include "host/reasons.hpp"
+#include "host/tensor_checks.hpp"
+
+namespace fdma {
+
+// The shared fields of fdma_attention_forward_params and fdma_attention_backward_params.
+struct AttentionArguments {
+  const fdma_device& device;
+  const fdma_tensor& query;
+  const fdma_tensor& key;
+  const fdma_tensor& value;
+  const fdma_mask& mask;
+  const fdma_bias& bias;
+  float scale;
+  float softcap;
+  int32_t is_causal;
+  int32_t num_threads;
+};
+
+template <typename Params>
+AttentionArguments attention_arguments(const Params& p) {
+  return {p.device, p.query, p.key, p.value, p.mask, p.bias, p.scale, p.softcap, p.is_causal, p.num_threads};
+}
+
+// Space for later versions, which give the zero of today a meaning.
+void check_reserved(Reasons& reasons, const char* name, int64_t value);
+
+// Checks one call argument by argument and fills the problem as it goes. The problem is whole once no reason was found.
+class AttentionChecker {
+ public:
+  AttentionChecker(const AttentionArguments& args, bool with_data, Reasons& reasons, AttentionProblem& problem);
+
+  void check_inputs();
+
+  // Tensors shaped like query, key or value, in the dtype of query.
+  View4 check_query_like(const char* name, const fdma_tensor& tensor, Access access);
+  View4 check_key_like(const char* name, const fdma_tensor& tensor, Access access);
+
+  // (B, H, Lq) float32, contiguous.
+  float* check_row_statistic(const char* name, const fdma_tensor& tensor);
+
+  // Reasons of the device itself come last: they hold whatever the arguments are.
+  void check_device_support();
+
+ private:
+  void check_device();
+  void check_extents();
+  void check_scalars();
+  void check_mask();
+  void check_bias();
+  bool check_score_like(const char* name, const fdma_tensor& tensor);
+  View4 check_activation(const char* name, const fdma_tensor& tensor, const char* dims, int64_t length, int64_t heads,
+                         Access access);
+
+  const AttentionArguments args_;
+  const bool with_data_;
+  Reasons& reasons_;
+  AttentionProblem& problem_;
+  bool device_known_ = false;
+  bool query_known_ = false;    // query has four extents: batch, len_q, heads_q, head_dim are set
+  bool extents_known_ = false;  // so has key: len_k and heads_kv are set too, and heads_q is a multiple of heads_kv
+};
+
+}  // namespace fdma

@@ -1,0 +1,43 @@
+#include "host/attention_checks.hpp"
+#include "host/mask_layout.hpp"
+#include "host/parameters.hpp"
+#include "host/text.hpp"
+
+namespace fdma {
+namespace {
+
+void* check_packed_mask(const fdma_tensor& tensor, const MaskProblem& mask, bool with_data, Reasons& reasons) {
+  if (mask.kind != FDMA_MASK_DENSE) {
+    reasons.add(FDMA_INVALID_ARGUMENT, concat("packed_mask is given with mask.kind ", static_cast<int>(mask.kind),
+                                              "; accepted with FDMA_MASK_DENSE (1) only"));
+    return nullptr;
+  }
+  if (!check_rank(reasons, "packed_mask", tensor, 1, "(bytes,)")) return nullptr;
+  const std::optional<int64_t> bytes = packed_mask_bytes(mask.layout);
+  if (mask.dense && bytes) check_shape(reasons, "packed_mask", tensor, {*bytes}, "(fdma_mask_packed_size bytes,)");
+  check_dtype(reasons, "packed_mask", tensor, DtypeSet(FDMA_UINT8), "");
+  check_contiguous(reasons, "packed_mask", tensor);
+  check_data(reasons, "packed_mask", tensor, with_data, kPackedMaskAlignment);
+  return address_of(tensor);
+}
+
+}  // namespace
+
+ForwardProblem make_forward_problem(const fdma_attention_forward_params& caller_params, bool with_data) {
+  const fdma_attention_forward_params params = read_parameters(caller_params);
+  ForwardProblem problem;
+  Reasons reasons;
+  check_reserved(reasons, "reserved", params.reserved);
+  AttentionChecker checker(attention_arguments(params), with_data, reasons, problem);
+  checker.check_inputs();
+  problem.out = checker.check_query_like("out", params.out, Access::kWrite);
+  if (params.lse.rank != 0) problem.lse = checker.check_row_statistic("lse", params.lse);
+  if (params.packed_mask.rank != 0) {
+    problem.mask.packed_out = check_packed_mask(params.packed_mask, problem.mask, with_data, reasons);
+  }
+  checker.check_device_support();
+  reasons.throw_if_any();
+  return problem;
+}
+
+}  // namespace fdma

@@ -1,0 +1,35 @@
+#include "host/problem.hpp"
+
+#include "host/dtype.hpp"
+#include "host/text.hpp"
+
+namespace fdma {
+namespace {
+
+std::string score_dims(int64_t batch, int64_t heads, int64_t rows, int64_t keys) {
+  const int64_t dims[] = {batch, heads, rows, keys};
+  return tuple_text(dims, 4);
+}
+
+std::string mask_text(const MaskProblem& mask) {
+  if (mask.kind == FDMA_MASK_NONE) return "none";
+  const PackedMaskLayout& layout = mask.layout;
+  return concat(mask.kind == FDMA_MASK_DENSE ? "dense " + dtype_name(mask.dtype) : "bits", " ",
+                score_dims(layout.batch, layout.heads, layout.rows, layout.keys));
+}
+
+std::string bias_text(const BiasProblem& bias) {
+  if (bias.kind == FDMA_BIAS_NONE) return "none";
+  return concat(dtype_name(bias.dtype), " ", score_dims(bias.batch, bias.heads, bias.rows, bias.keys));
+}
+
+}  // namespace
+
+std::string AttentionProblem::describe() const {
+  return concat(device.type == FDMA_DEVICE_CUDA ? concat("cuda:", device.index) : "cpu", " ", dtype_name(dtype),
+                " B=", batch, " Lq=", len_q, " Lk=", len_k, " H=", heads_q, " H_kv=", heads_kv, " D=", head_dim,
+                " mask=", mask_text(mask), " bias=", bias_text(bias), " scale=", scale, " softcap=", softcap,
+                " causal=", is_causal);
+}
+
+}  // namespace fdma
