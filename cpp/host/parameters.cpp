@@ -11,7 +11,7 @@ namespace {
 
 // Sizes of the first published versions. They never change.
 constexpr size_t kFirstForwardSize = 816;
-constexpr size_t kFirstBackwardSize = 1208;
+constexpr size_t kFirstBackwardSize = 1304;
 static_assert(sizeof(fdma_attention_forward_params) >= kFirstForwardSize);
 static_assert(sizeof(fdma_attention_backward_params) >= kFirstBackwardSize);
 

@@ -1,0 +1,10 @@
+# fdma/fdma.h includes every other header of INCLUDE_DIR.
+file(READ ${INCLUDE_DIR}/fdma/fdma.h umbrella)
+file(GLOB headers RELATIVE ${INCLUDE_DIR} ${INCLUDE_DIR}/fdma/*.h)
+list(REMOVE_ITEM headers fdma/fdma.h)
+foreach(header IN LISTS headers)
+  string(FIND "${umbrella}" "#include <${header}>" at)
+  if(at EQUAL -1)
+    message(FATAL_ERROR "fdma/fdma.h does not include <${header}>")
+  endif()
+endforeach()
