@@ -1,0 +1,148 @@
+// Attention forward on the CPU: blocked attention with an online softmax.
+//
+// One work item is a block of query tiles that share a kv head. It walks the key tiles; a key tile that no row of the
+// block sees is passed over before its keys, values and bias are touched, and a (query tile, key tile) pair without a
+// visible score costs no arithmetic. How rows are grouped into blocks changes no bit of the result, so neither does the
+// number of threads.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "cpu/pack_mask.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/query_blocks.hpp"
+#include "cpu/score_rule.hpp"
+#include "cpu/tile_kernels.hpp"
+#include "host/backend.hpp"
+
+namespace fdma::cpu {
+namespace {
+
+constexpr int64_t kPartialSums = 16;
+
+// Scratch of one thread.
+struct Scratch {
+  float* query;       // [rows][row]: scale * query
+  float* acc;         // [rows][row]
+  float* scores;      // [rows][kTile], then probabilities
+  float* key;         // [D][kTile], transposed
+  float* value;       // [kTile][row]
+  float* row_max;     // [rows]
+  float* row_sum;     // [rows][kPartialSums]
+  uint64_t* visible;  // [kTile]
+};
+
+class Forward {
+ public:
+  Forward(const ForwardProblem& problem, const void* packed_mask)
+      : p_(problem), visibility_(problem, packed_mask), kernels_(tile_kernels()), row_(padded_head_dim(p_.head_dim)) {}
+
+  void run(const QueryBlock& block, const Scratch& scratch) const;
+
+ private:
+  void load_queries(const QueryBlock& block, const Scratch& scratch) const;
+  void step(const QueryBlock& block, int64_t k_tile, const Scratch& scratch) const;
+  void store_output(const QueryTile& tile, int64_t b, const Scratch& scratch) const;
+
+  const ForwardProblem& p_;
+  Visibility visibility_;
+  const TileKernels& kernels_;
+  int64_t row_;  // floats to a row of a query, value or output tile
+};
+
+void Forward::run(const QueryBlock& block, const Scratch& scratch) const {
+  load_queries(block, scratch);
+  // Tiles are in the order of their queries: the last one sees furthest.
+  const int64_t key_tiles = visibility_.key_tiles(block.tiles[block.count - 1].index);
+  for (int64_t k_tile = 0; k_tile < key_tiles; ++k_tile) step(block, k_tile, scratch);
+  for (int64_t i = 0; i < block.count; ++i) store_output(block.tiles[i], block.batch, scratch);
+}
+
+void Forward::load_queries(const QueryBlock& block, const Scratch& scratch) const {
+  for (int64_t i = 0; i < block.count; ++i) {
+    const QueryTile& tile = block.tiles[i];
+    kernels_.load_rows(tensor_rows(p_, p_.query, block.batch, tile.index * kTile, tile.head, tile.rows), p_.head_dim,
+                       p_.scale, scratch.query + tile.first_row * row_, row_);
+  }
+  std::fill_n(scratch.acc, block.rows() * row_, 0.0f);
+  std::fill_n(scratch.row_sum, block.rows() * kPartialSums, 0.0f);
+  std::fill_n(scratch.row_max, block.rows(), -std::numeric_limits<float>::infinity());
+}
+
+// One key tile for all query tiles of the block that see something of it.
+void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) const {
+  bool active[QueryBlock::kMaxTiles];
+  bool any = false;
+  for (int64_t i = 0; i < block.count; ++i) {
+    active[i] = visibility_.tile(block.batch, block.tiles[i].head, block.tiles[i].index, k_tile);
+    any = any || active[i];
+  }
+  if (!any) return;
+
+  const int64_t k0 = k_tile * kTile;
+  const int64_t keys = min_of(kTile, p_.len_k - k0);
+  kernels_.load_transposed(tensor_rows(p_, p_.key, block.batch, k0, block.kv_head, keys), p_.head_dim, s.key);
+  kernels_.load_rows(tensor_rows(p_, p_.value, block.batch, k0, block.kv_head, keys), p_.head_dim, 1.0f, s.value, row_);
+
+  for (int64_t i = 0; i < block.count; ++i) {
+    if (!active[i]) continue;
+    const int64_t first = block.tiles[i].first_row;
+    int64_t end = i, rows = 0;  // neighbouring active tiles share the products
+    for (; end < block.count && active[end]; ++end) rows += block.tiles[end].rows;
+
+    kernels_.multiply(rows, kTile, p_.head_dim, s.query + first * row_, row_, 1, s.key, kTile, s.scores + first * kTile,
+                      kTile, false);
+    for (; i < end; ++i) {
+      const QueryTile& tile = block.tiles[i];
+      const ScoreRule rule = score_rule(p_, visibility_, block.batch, tile, k_tile, s.visible);
+      kernels_.softmax(rule, s.scores + tile.first_row * kTile, s.row_max + tile.first_row,
+                       s.row_sum + tile.first_row * kPartialSums, s.acc + tile.first_row * row_, row_, p_.head_dim);
+    }
+    kernels_.multiply(rows, p_.head_dim, keys, s.scores + first * kTile, kTile, 1, s.value, row_, s.acc + first * row_,
+                      row_, true);
+  }
+}
+
+void Forward::store_output(const QueryTile& tile, int64_t b, const Scratch& scratch) const {
+  float inverse_sums[kTile];
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const float* partial = scratch.row_sum + (tile.first_row + r) * kPartialSums;
+    const float sum = std::accumulate(partial, partial + kPartialSums, 0.0f);
+    inverse_sums[r] = sum == 0.0f ? 0.0f : 1.0f / sum;  // 0: the row sees nothing
+    if (p_.lse != nullptr) {
+      float* lse = p_.lse + (b * p_.heads_q + tile.head) * p_.len_q + tile.index * kTile;
+      lse[r] = scratch.row_max[tile.first_row + r] + std::log(sum);  // -inf for such a row
+    }
+  }
+  const TensorRows out = tensor_rows(p_, p_.out, b, tile.index * kTile, tile.head, tile.rows);
+  kernels_.store_rows(scratch.acc + tile.first_row * row_, row_, inverse_sums, p_.head_dim, out);
+}
+
+}  // namespace
+
+void forward(const ForwardProblem& problem, Workspace& workspace) {
+  const void* mask = packed_mask(problem, workspace);
+  const QueryBlocks blocks(problem, 4.0 * static_cast<double>(problem.head_dim));
+  const int64_t rows = blocks.max_rows();
+  const int64_t row = padded_head_dim(problem.head_dim);
+  std::vector<Scratch> scratch(static_cast<size_t>(blocks.threads()));
+  for (Scratch& s : scratch) {
+    s.query = workspace.take<float>(rows * row);
+    s.acc = workspace.take<float>(rows * row);
+    s.scores = workspace.take<float>(rows * kTile);
+    s.key = workspace.take<float>(problem.head_dim * kTile);
+    s.value = workspace.take<float>(kTile * row);
+    s.row_max = workspace.take<float>(rows);
+    s.row_sum = workspace.take<float>(rows * kPartialSums);
+    s.visible = workspace.take<uint64_t>(kTile);
+  }
+  if (workspace.counting()) return;
+  const Forward forward(problem, mask);
+  parallel_for(blocks.threads(), blocks.items(), [&](int worker, int64_t item) {
+    forward.run(blocks.block(item), scratch[static_cast<size_t>(worker)]);
+  });
+}
+
+}  // namespace fdma::cpu
