@@ -88,6 +88,12 @@ else()
 endif()
 
 if(FDMA_WITH_CUDA)
+  foreach(head_dim IN LISTS FDMA_HEAD_DIMS)
+    math(EXPR rest "${head_dim} % 8")
+    if(rest OR head_dim LESS 8 OR head_dim GREATER 256)
+      message(FATAL_ERROR "FDMA_HEAD_DIMS has the entry '${head_dim}'. Accepted are multiples of 8 from 8 to 256.")
+    endif()
+  endforeach()
   if(NOT EXISTS ${PROJECT_SOURCE_DIR}/cpp/kernels/CMakeLists.txt)
     message(FATAL_ERROR "This source tree has no CUDA kernels: cpp/kernels/CMakeLists.txt is missing. "
                         "Use -DFDMA_CUDA=OFF.")

@@ -25,6 +25,41 @@ void* check_grad_bias(const fdma_tensor& tensor, const fdma_bias& bias, bool wit
   return address_of(tensor);
 }
 
+void check_gradients(const fdma_attention_backward_params& params, bool with_data, AttentionChecker& checker,
+                     Reasons& reasons, BackwardProblem& problem) {
+  if (params.grad_query.rank != 0) {
+    problem.grad_query = checker.check_query_like("grad_query", params.grad_query, Access::kWrite);
+  }
+  if (params.grad_key.rank != 0) {
+    problem.grad_key = checker.check_key_like("grad_key", params.grad_key, Access::kWrite);
+  }
+  if (params.grad_value.rank != 0) {
+    problem.grad_value = checker.check_key_like("grad_value", params.grad_value, Access::kWrite);
+  }
+  if (params.grad_bias.rank != 0) {
+    problem.grad_bias = check_grad_bias(params.grad_bias, params.bias, with_data, reasons);
+  }
+  if (params.grad_query.rank == 0 && params.grad_key.rank == 0 && params.grad_value.rank == 0 &&
+      params.grad_bias.rank == 0) {
+    reasons.add(FDMA_INVALID_ARGUMENT,
+                "no gradient is given; accepted: at least one of grad_query, grad_key, grad_value, grad_bias");
+  }
+  check_distinct(reasons,
+                 {{"grad_query", params.grad_query},
+                  {"grad_key", params.grad_key},
+                  {"grad_value", params.grad_value},
+                  {"grad_bias", params.grad_bias}},
+                 {{"query", params.query},
+                  {"key", params.key},
+                  {"value", params.value},
+                  {"mask.tensor", params.mask.tensor},
+                  {"bias.tensor", params.bias.tensor},
+                  {"out", params.out},
+                  {"lse", params.lse},
+                  {"grad_out", params.grad_out},
+                  {"grad_lse", params.grad_lse}});
+}
+
 }  // namespace
 
 BackwardProblem make_backward_problem(const fdma_attention_backward_params& caller_params, bool with_data) {
@@ -45,23 +80,7 @@ BackwardProblem make_backward_problem(const fdma_attention_backward_params& call
   problem.grad_out = checker.check_query_like("grad_out", params.grad_out, Access::kRead);
   if (params.grad_lse.rank != 0) problem.grad_lse = checker.check_row_statistic("grad_lse", params.grad_lse);
 
-  if (params.grad_query.rank != 0) {
-    problem.grad_query = checker.check_query_like("grad_query", params.grad_query, Access::kWrite);
-  }
-  if (params.grad_key.rank != 0) {
-    problem.grad_key = checker.check_key_like("grad_key", params.grad_key, Access::kWrite);
-  }
-  if (params.grad_value.rank != 0) {
-    problem.grad_value = checker.check_key_like("grad_value", params.grad_value, Access::kWrite);
-  }
-  if (params.grad_bias.rank != 0) {
-    problem.grad_bias = check_grad_bias(params.grad_bias, params.bias, with_data, reasons);
-  }
-  if (params.grad_query.rank == 0 && params.grad_key.rank == 0 && params.grad_value.rank == 0 &&
-      params.grad_bias.rank == 0) {
-    reasons.add(FDMA_INVALID_ARGUMENT,
-                "no gradient is given; accepted: at least one of grad_query, grad_key, grad_value, grad_bias");
-  }
+  check_gradients(params, with_data, checker, reasons, problem);
   checker.check_device_support();
   reasons.throw_if_any();
   return problem;

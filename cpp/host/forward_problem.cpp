@@ -35,6 +35,12 @@ ForwardProblem make_forward_problem(const fdma_attention_forward_params& caller_
   if (params.packed_mask.rank != 0) {
     problem.mask.packed_out = check_packed_mask(params.packed_mask, problem.mask, with_data, reasons);
   }
+  check_distinct(reasons, {{"out", params.out}, {"lse", params.lse}, {"packed_mask", params.packed_mask}},
+                 {{"query", params.query},
+                  {"key", params.key},
+                  {"value", params.value},
+                  {"mask.tensor", params.mask.tensor},
+                  {"bias.tensor", params.bias.tensor}});
   checker.check_device_support();
   reasons.throw_if_any();
   return problem;

@@ -43,7 +43,8 @@ bool dimensions_nest(const fdma_tensor& tensor) {
 }  // namespace
 
 bool is_empty(const fdma_tensor& tensor) {
-  return std::any_of(tensor.shape, tensor.shape + tensor.rank, [](int64_t extent) { return extent == 0; });
+  const int rank = std::clamp(tensor.rank, 0, FDMA_MAX_RANK);  // tensors of a wrong rank have their reason already
+  return std::any_of(tensor.shape, tensor.shape + rank, [](int64_t extent) { return extent == 0; });
 }
 
 bool check_rank(Reasons& reasons, const char* name, const fdma_tensor& tensor, int rank, const char* dims) {
@@ -127,6 +128,25 @@ bool check_data(Reasons& reasons, const char* name, const fdma_tensor& tensor, b
     return false;
   }
   return true;
+}
+
+void check_distinct(Reasons& reasons, std::initializer_list<NamedTensor> outputs,
+                    std::initializer_list<NamedTensor> inputs) {
+  const auto same = [](const fdma_tensor& a, const fdma_tensor& b) {
+    return a.rank != 0 && b.rank != 0 && a.data != nullptr && a.data == b.data && !is_empty(a) && !is_empty(b);
+  };
+  const auto refuse = [&](const NamedTensor& output, const NamedTensor& other) {
+    reasons.add(FDMA_INVALID_LAYOUT, concat(output.name, ".data is ", output.tensor.data, ", which is ", other.name,
+                                            ".data too; accepted: memory of its own"));
+  };
+  for (const NamedTensor* output = outputs.begin(); output != outputs.end(); ++output) {
+    for (const NamedTensor& input : inputs) {
+      if (same(output->tensor, input.tensor)) refuse(*output, input);
+    }
+    for (const NamedTensor* other = outputs.begin(); other != output; ++other) {
+      if (same(output->tensor, other->tensor)) refuse(*output, *other);
+    }
+  }
 }
 
 void* address_of(const fdma_tensor& tensor) {

@@ -32,6 +32,16 @@ bool check_contiguous(Reasons& reasons, const char* name, const fdma_tensor& ten
 // Not null unless there are no elements or data is not asked for yet; aligned to `alignment` bytes.
 bool check_data(Reasons& reasons, const char* name, const fdma_tensor& tensor, bool with_data, int64_t alignment);
 
+struct NamedTensor {
+  const char* name;
+  const fdma_tensor& tensor;
+};
+
+// No output begins where another tensor of the call does. Outputs may be slices of one buffer, so ranges that overlap
+// are no proof of elements that do; equal addresses are.
+void check_distinct(Reasons& reasons, std::initializer_list<NamedTensor> outputs,
+                    std::initializer_list<NamedTensor> inputs);
+
 bool is_empty(const fdma_tensor& tensor);
 
 // The tensor's address. A given tensor without data (sizes are being asked for, or it is empty) gets the address of a

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "fdma/attention.h"
-#include "kernels/core/math.hpp"
+#include "host/error.hpp"
 
 namespace fdma {
 
@@ -15,11 +15,17 @@ class Workspace {
   Workspace() = default;  // counts only
   explicit Workspace(void* base) : base_(static_cast<char*>(base)), counting_(false) {}
 
-  // Room for `count` elements; null while counting.
+  // Room for `count` elements; null while counting. Throws fdma::Error when the sum leaves 63 bits.
   template <typename T>
   T* take(int64_t count) {
     char* piece = counting_ ? nullptr : base_ + used_;
-    used_ += round_up<size_t>(static_cast<size_t>(count) * sizeof(T), FDMA_WORKSPACE_ALIGNMENT);
+    int64_t bytes = 0;
+    int64_t used = 0;
+    if (__builtin_mul_overflow(count, static_cast<int64_t>(sizeof(T)), &bytes) ||
+        __builtin_add_overflow(bytes, static_cast<int64_t>(used_ + FDMA_WORKSPACE_ALIGNMENT - 1), &used)) {
+      throw Error(FDMA_INVALID_SHAPE, "the call needs 2^63 bytes of scratch or more; accepted: smaller extents");
+    }
+    used_ = static_cast<size_t>(used) / FDMA_WORKSPACE_ALIGNMENT * FDMA_WORKSPACE_ALIGNMENT;
     return reinterpret_cast<T*>(piece);
   }
 

@@ -10,7 +10,8 @@
    bottom-right corner. Offsets are 64-bit.
 
    Devices and dtypes. CUDA: FLOAT16, BFLOAT16. CPU: FLOAT32, FLOAT16, BFLOAT16. query, key, value, out and their
-   gradients share one dtype. head_dim: every multiple of 8 from 8 to 256. Any strides with a last stride of 1.
+   gradients share one dtype. head_dim: every multiple of 8 from 8 to 256. Any strides with a last stride of 1. An
+   output shares no element with another tensor of the call and addresses none twice.
 
    Life of a call. `*_supported` says whether a call can run, `*_workspace_size` how many bytes of scratch it needs, the
    call itself enqueues on `stream` (CUDA) or computes (CPU). The scratch belongs to the caller, starts at a multiple of
@@ -40,12 +41,12 @@ typedef struct fdma_attention_forward_params {
   fdma_tensor value; /* (B, Lk, H_kv, D) */
   fdma_mask mask;
   fdma_bias bias;
-  float scale;       /* finite, or FDMA_SCALE_DEFAULT */
-  float softcap;     /* 0 = off, else positive and finite */
-  int32_t is_causal; /* 0 or 1 */
-  int32_t num_threads; /* CPU only: threads to use, 0 = all that the process may run on */
-  fdma_tensor out;   /* output (B, Lq, H, D) */
-  fdma_tensor lse;   /* optional output (B, H, Lq), FLOAT32, contiguous */
+  float scale;         /* finite, or FDMA_SCALE_DEFAULT */
+  float softcap;       /* 0 = off, else positive and finite */
+  int32_t is_causal;   /* 0 or 1 */
+  int32_t num_threads; /* CPU only: threads to use, 0 = all that the process may run on. On CUDA it is 0 */
+  fdma_tensor out;     /* output (B, Lq, H, D) */
+  fdma_tensor lse;     /* optional output (B, H, Lq), FLOAT32, contiguous */
   /* Optional output, with a DENSE mask only: FDMA_UINT8, rank 1, fdma_mask_packed_size bytes, 16-byte aligned. Keeps
      the mask as one bit a score, as fdma_attention_backward takes it, so that the dense tensor need not be kept. With
      is_causal the bits of scores that causality hides are zero. */
@@ -90,7 +91,8 @@ static inline void fdma_attention_backward_params_init(fdma_attention_backward_p
   fdma_attention_backward_params_init_sized(params, sizeof(*params));
 }
 
-/* FDMA_SUCCESS when the call can run; otherwise the code of the first reason, and fdma_last_error_message() lists all. */
+/* FDMA_SUCCESS when the call can run; otherwise the code of the first reason, and fdma_last_error_message() lists all.
+ */
 FDMA_API fdma_status fdma_attention_forward_supported(const fdma_attention_forward_params* params);
 /* Writes the bytes of scratch that the call needs (0 is possible). Data pointers may still be NULL here. */
 FDMA_API fdma_status fdma_attention_forward_workspace_size(const fdma_attention_forward_params* params, size_t* bytes);
@@ -98,7 +100,8 @@ FDMA_API fdma_status fdma_attention_forward(const fdma_attention_forward_params*
                                             size_t workspace_bytes, fdma_stream stream);
 
 FDMA_API fdma_status fdma_attention_backward_supported(const fdma_attention_backward_params* params);
-FDMA_API fdma_status fdma_attention_backward_workspace_size(const fdma_attention_backward_params* params, size_t* bytes);
+FDMA_API fdma_status fdma_attention_backward_workspace_size(const fdma_attention_backward_params* params,
+                                                            size_t* bytes);
 FDMA_API fdma_status fdma_attention_backward(const fdma_attention_backward_params* params, void* workspace,
                                              size_t workspace_bytes, fdma_stream stream);
 
