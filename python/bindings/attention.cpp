@@ -1,6 +1,8 @@
 #include "attention.hpp"
 
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #include "error.hpp"
 #include "fdma/attention.h"
@@ -10,22 +12,31 @@
 namespace fdma::python {
 namespace {
 
-// Scratch of one call. torch allocates it, so that its caching allocator orders reuse on the stream.
+// Scratch of one call. On CUDA torch allocates it, so that its caching allocator orders reuse on the stream; on the CPU
+// the call is over when the scratch goes, and asking torch would cost as much as the rest of a small call.
 class Scratch {
  public:
   // `allocate(query, bytes)` returns a tensor of that many bytes on the device of query.
-  Scratch(size_t bytes, nb::handle query, nb::handle allocate) {
+  Scratch(size_t bytes, fdma_device device, nb::handle query, nb::handle allocate) {
     if (bytes == 0) return;
-    // torch aligns CPU memory to less than the library asks for.
-    owner_ = allocate(query, bytes + FDMA_WORKSPACE_ALIGNMENT - 1);
-    const auto address = reinterpret_cast<uintptr_t>(read_tensor(owner_, "workspace").tensor.data);
-    const uintptr_t mask = FDMA_WORKSPACE_ALIGNMENT - 1;
-    data_ = reinterpret_cast<void*>((address + mask) & ~mask);
+    if (device.type == FDMA_DEVICE_CPU) {
+      host_.reset(::operator new(bytes, kAlignment));
+      data_ = host_.get();
+    } else {
+      tensor_ = allocate(query, bytes);
+      data_ = read_tensor(tensor_, "workspace").tensor.data;
+    }
   }
   void* data() const { return data_; }
 
  private:
-  nb::object owner_;
+  static constexpr std::align_val_t kAlignment{FDMA_WORKSPACE_ALIGNMENT};
+  struct Release {
+    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
+  };
+
+  std::unique_ptr<void, Release> host_;
+  nb::object tensor_;
   void* data_ = nullptr;
 };
 
@@ -58,9 +69,19 @@ void read_inputs(Params& params, nb::handle query, nb::handle key, nb::handle va
 
 fdma_stream stream_from(uintptr_t stream) { return reinterpret_cast<fdma_stream>(stream); }
 
-void attention_forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask, nb::handle attn_bias,
-                       nb::handle scale, nb::handle is_causal, nb::handle softcap, nb::handle out, nb::handle lse,
-                       nb::handle packed_mask, int32_t num_threads, uintptr_t stream, nb::handle allocate) {
+// Room for the packed form of a mask that has passed validation.
+nb::object allocate_packed_mask(fdma_attention_forward_params& params, nb::handle query, nb::handle allocate) {
+  size_t bytes = 0;
+  check(fdma_mask_packed_size(&params.mask.tensor, params.key.shape[1], &bytes));
+  nb::object packed = allocate(query, bytes);
+  params.packed_mask = read_tensor(packed, "packed_mask").tensor;
+  return packed;
+}
+
+nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask,
+                             nb::handle attn_bias, nb::handle scale, nb::handle is_causal, nb::handle softcap,
+                             nb::handle out, nb::handle lse, bool keep_mask, int32_t num_threads, uintptr_t stream,
+                             nb::handle allocate) {
   fdma_attention_forward_params params;
   fdma_attention_forward_params_init(&params);
   read_inputs(params, query, key, value, attn_bias, scale, is_causal, softcap, num_threads);
@@ -69,16 +90,21 @@ void attention_forward(nb::handle query, nb::handle key, nb::handle value, nb::h
   }
   params.out = read_on(params.device, out, "out");
   params.lse = read_optional(params.device, lse, "lse");
-  params.packed_mask = read_optional(params.device, packed_mask, "packed_mask");
 
   size_t bytes = 0;
   check(fdma_attention_forward_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, query, allocate);
+  nb::object packed_mask = nb::none();
+  if (keep_mask && params.mask.kind == FDMA_MASK_DENSE) {
+    packed_mask = allocate_packed_mask(params, query, allocate);
+    check(fdma_attention_forward_workspace_size(&params, &bytes));
+  }
+  const Scratch scratch(bytes, params.device, query, allocate);
   const auto status = [&] {
     const nb::gil_scoped_release nogil;
     return fdma_attention_forward(&params, scratch.data(), bytes, stream_from(stream));
   }();
   check(status);
+  return packed_mask;
 }
 
 // A packed mask of the dense shape `shape`, or no mask.
@@ -110,7 +136,7 @@ void attention_backward(nb::handle grad_out, nb::handle query, nb::handle key, n
 
   size_t bytes = 0;
   check(fdma_attention_backward_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, query, allocate);
+  const Scratch scratch(bytes, params.device, query, allocate);
   const auto status = [&] {
     const nb::gil_scoped_release nogil;
     return fdma_attention_backward(&params, scratch.data(), bytes, stream_from(stream));
@@ -118,19 +144,19 @@ void attention_backward(nb::handle grad_out, nb::handle query, nb::handle key, n
   check(status);
 }
 
-size_t packed_mask_size(nb::handle attn_mask, int64_t len_k) {
-  const TensorView mask = read_tensor(attn_mask, "attn_mask", DtypeSet::kMask);
-  size_t bytes = 0;
-  check(fdma_mask_packed_size(&mask.tensor, len_k, &bytes));
-  return bytes;
-}
-
 }  // namespace
 
 void bind_attention(nb::module_& module) {
-  module.def("attention_forward", &attention_forward);
-  module.def("attention_backward", &attention_backward);
-  module.def("packed_mask_size", &packed_mask_size);
+  const auto optional = [](const char* name) { return nb::arg(name).none(); };
+  module.def("attention_forward", &attention_forward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
+             optional("attn_mask"), optional("attn_bias"), optional("scale"), optional("is_causal"),
+             optional("softcap"), nb::arg("out"), optional("lse"), nb::arg("keep_mask"), nb::arg("num_threads"),
+             nb::arg("stream"), nb::arg("allocate"));
+  module.def("attention_backward", &attention_backward, nb::arg("grad_out"), nb::arg("query"), nb::arg("key"),
+             nb::arg("value"), optional("packed_mask"), optional("mask_shape"), optional("attn_bias"), nb::arg("out"),
+             nb::arg("lse"), optional("scale"), optional("is_causal"), optional("softcap"), nb::arg("deterministic"),
+             optional("grad_query"), optional("grad_key"), optional("grad_value"), optional("grad_bias"),
+             nb::arg("num_threads"), nb::arg("stream"), nb::arg("allocate"));
 }
 
 }  // namespace fdma::python

@@ -1,3 +1,4 @@
+# ruff: noqa: N999 (the name that extension modules have)
 """Extension module over libfdma. Tensors are read where they lie; outputs are written in place."""
 
 from collections.abc import Callable, Sequence
@@ -15,9 +16,6 @@ def cuda_built() -> bool:
 def cuda_unsupported_reason(device: int) -> str | None:
     """Why calls cannot run on this CUDA device; None when they can."""
 
-def packed_mask_size(attn_mask: Tensor, len_k: int) -> int:
-    """Bytes of the packed form of a dense mask over `len_k` keys."""
-
 def attention_forward(
     query: Tensor,
     key: Tensor,
@@ -29,14 +27,14 @@ def attention_forward(
     softcap: float | None,
     out: Tensor,
     lse: Tensor | None,
-    packed_mask: Tensor | None,
+    keep_mask: bool,
     num_threads: int,
     stream: int,
     allocate: Callable[[Tensor, int], Tensor],
-) -> None:
-    """Write `out` and, where given, `lse` and `packed_mask`.
+) -> Tensor | None:
+    """Write `out` and, where given, `lse`; with `keep_mask` return a given mask in its packed form.
 
-    `allocate(query, bytes)` is called for scratch, when a call needs some. `num_threads` is for the CPU, `stream` (the
+    `allocate(query, bytes)` makes the packed mask and, on CUDA, scratch. `num_threads` is for the CPU, `stream` (the
     raw pointer) for CUDA.
     """
 

@@ -30,17 +30,14 @@ def attention_forward(
         `attn_mask` as one bit a score, uint8.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    lse = packed_mask = None
-    # Of other ranks there is no lse; the library refuses them below.
-    if keep_for_backward and query.dim() == 4 and key.dim() == 4:
+    lse = None
+    if keep_for_backward and query.dim() == 4:  # otherwise there is no lse, and the library refuses the call
         batch, len_q, heads, _ = query.shape
         lse = torch.empty((batch, heads, len_q), dtype=torch.float32, device=query.device)
-        if attn_mask is not None:
-            packed_mask = _bytes_like(query, _C.packed_mask_size(attn_mask, key.shape[1]))
-    _run(
+    packed_mask = _run(
         _C.attention_forward,
         query,
-        (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, out, lse, packed_mask),
+        (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, out, lse, keep_for_backward),
     )
     return out, lse, packed_mask
 
@@ -74,12 +71,9 @@ def attention_backward(
         torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed and tensor is not None else None
         for tensor, needed in zip(inputs, needs)
     )
-    _run(
-        _C.attention_backward,
-        query,
-        (grad_out, query, key, value, packed_mask, mask_shape, attn_bias, out, lse, scale, is_causal, softcap)
-        + (deterministic, *grads),
-    )
+    saved = (query, key, value, packed_mask, mask_shape, attn_bias, out, lse)
+    options = (scale, is_causal, softcap, deterministic)
+    _run(_C.attention_backward, query, (grad_out, *saved, *options, *grads))
     return grads
 
 
@@ -95,15 +89,13 @@ def _stream_through_object(device_index: int) -> int:
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_through_object)
 
 
-def _run(binding: Callable[..., None], query: torch.Tensor, arguments: Tuple[Any, ...]) -> None:
+def _run(binding: Callable[..., Any], query: torch.Tensor, arguments: Tuple[Any, ...]) -> Any:
     """Call `binding` where `query` lives: on its device's current stream, or with torch's number of threads."""
     if not query.is_cuda:
-        binding(*arguments, torch.get_num_threads(), 0, _bytes_like)
-        return
+        return binding(*arguments, torch.get_num_threads(), 0, _bytes_like)
     index = query.get_device()
     if index == torch.cuda.current_device():
-        binding(*arguments, 0, _current_stream(index), _bytes_like)
-        return
+        return binding(*arguments, 0, _current_stream(index), _bytes_like)
     # Kernels are launched on the current device, which the library leaves as it finds it.
     with torch.cuda.device(index):
-        binding(*arguments, 0, _current_stream(index), _bytes_like)
+        return binding(*arguments, 0, _current_stream(index), _bytes_like)

@@ -1,0 +1,267 @@
+"""The contract as a table of calls: each rule once."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Tuple
+
+import torch
+
+Shape = Tuple[int, int, int, int]
+Maker = Callable[[Shape, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes
+    ----------
+    name : str
+        The rule that it stands for.
+    mask, bias : str, optional
+        Extents of the score dimensions: ``"BHQK"`` in full, ``"G"`` for kv heads, ``"1"`` to broadcast. Default: none.
+    make_mask, make_bias : callable
+        Fill a tensor of that shape.
+    bias_dtype : torch.dtype, optional
+        Default: the dtype of the query.
+    layout : callable
+        Applied to query, key and value: another view of the same values.
+    options : dict
+        Scalars of the call.
+    """
+
+    name: str
+    batch: int = 1
+    len_q: int = 70
+    len_k: int = 70
+    heads: int = 2
+    heads_kv: int = 2
+    head_dim: int = 32
+    mask: Optional[str] = None
+    make_mask: Optional[Maker] = None
+    bias: Optional[str] = None
+    make_bias: Optional[Maker] = None
+    bias_dtype: Optional[torch.dtype] = None
+    layout: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda tensor: tensor)
+    options: Dict[str, object] = field(default_factory=dict)
+
+    def score_shape(self, extents: str) -> Shape:
+        """Shape that `extents` spells."""
+        full = {
+            "B": self.batch,
+            "H": self.heads,
+            "G": self.heads_kv,
+            "Q": self.len_q,
+            "K": self.len_k,
+            "1": 1,
+        }
+        batch, heads, rows, keys = (full[extent] for extent in extents)
+        return batch, heads, rows, keys
+
+    def inputs(self, dtype: torch.dtype, device: str, seed: int = 0) -> Dict[str, Optional[torch.Tensor]]:
+        """Tensors of the call. Their values do not depend on `dtype`, but for rounding, nor on `device`."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+
+        tensors: Dict[str, Optional[torch.Tensor]] = {
+            "query": self.layout(normal(self.batch, self.len_q, self.heads, self.head_dim)),
+            "key": self.layout(normal(self.batch, self.len_k, self.heads_kv, self.head_dim)),
+            "value": self.layout(normal(self.batch, self.len_k, self.heads_kv, self.head_dim)),
+            "attn_mask": None,
+            "attn_bias": None,
+        }
+        if self.mask is not None:
+            tensors["attn_mask"] = (self.make_mask or random_mask)(self.score_shape(self.mask), generator).to(device)
+        if self.bias is not None:
+            bias = (self.make_bias or random_bias)(self.score_shape(self.bias), generator)
+            tensors["attn_bias"] = bias.to(device=device, dtype=self.bias_dtype or dtype)
+        return tensors
+
+    def grad_out(self, dtype: torch.dtype, device: str) -> torch.Tensor:
+        """A gradient of the output."""
+        generator = torch.Generator().manual_seed(1)
+        shape = (self.batch, self.len_q, self.heads, self.head_dim)
+        return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+
+
+def random_mask(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    """Half of the keys visible."""
+    return torch.rand(shape, generator=generator) < 0.5
+
+
+def random_bias(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    """Normal."""
+    return torch.randn(shape, generator=generator)
+
+
+def _mask_of_dtype(dtype: torch.dtype) -> Maker:
+    return lambda shape, generator: random_mask(shape, generator).to(dtype)
+
+
+def _mask_from_values(values: List[float], dtype: torch.dtype) -> Maker:
+    choices = torch.tensor(values, dtype=torch.float64)
+
+    def make(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+        return choices[torch.randint(len(values), shape, generator=generator)].to(dtype)
+
+    return make
+
+
+def _dead_rows(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    mask = random_mask(shape, generator)
+    mask[:, :, ::3] = False
+    return mask
+
+
+def _nothing(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.bool)
+
+
+def _blocks(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    """Whole 64 x 64 tiles are hidden; in two of those that are not, one score is visible."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[..., :64, 64:128] = True
+    mask[..., 100, 10] = True
+    mask[..., 64:128, 190] = True
+    return mask
+
+
+def _top_quarter_of_random(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    scores = torch.rand(shape, generator=generator)
+    keep = scores.topk(shape[-1] // 4, dim=-1).indices
+    return torch.zeros(shape).scatter_(-1, keep, 1.0)
+
+
+def _some_minus_infinity(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    bias = random_bias(shape, generator)
+    bias[torch.rand(shape, generator=generator) < 0.3] = -math.inf
+    bias[..., 5, :] = -math.inf  # a row that sees nothing
+    return bias
+
+
+def _minus_infinite_key(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    bias = random_bias(shape, generator)
+    bias[..., ::4] = -math.inf
+    return bias
+
+
+def _large(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    """Exponentials of these overflow and underflow float32 unless the row's maximum is subtracted."""
+    return 300.0 * random_bias(shape, generator)
+
+
+def _head_major(tensor: torch.Tensor) -> torch.Tensor:
+    """Memory of (B, H, L, D), as most models have it."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _padded_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows that are 3 elements longer than head_dim, from the second element on: no row starts at 16 bytes."""
+    batch, length, heads, head_dim = tensor.shape
+    room = tensor.new_full((batch, length, heads, head_dim + 3), math.nan)
+    room[..., 1 : head_dim + 1] = tensor
+    return room[..., 1 : head_dim + 1]
+
+
+def _expanded_batch(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1].expand_as(tensor)
+
+
+def _every_second_position(tensor: torch.Tensor) -> torch.Tensor:
+    batch, length, heads, head_dim = tensor.shape
+    room = tensor.new_full((batch, 2 * length, heads, head_dim), math.nan)
+    room[:, ::2] = tensor
+    return room[:, ::2]
+
+
+_MASK_DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
+_BROADCASTS = ("BHQK", "BGQK", "B1QK", "1HQK", "BH1K", "BHQ1", "BG1K", "11QK", "111K", "11Q1", "B111", "1111")
+
+CASES: Tuple[Case, ...] = (
+    Case("full"),
+    Case("batch of three", batch=3),
+    Case("one query", len_q=1, len_k=131),
+    Case("one key", len_k=1),
+    Case("one of each", len_q=1, len_k=1),
+    Case("lengths of whole tiles", len_q=128, len_k=192),
+    Case("lengths of no whole tile", len_q=113, len_k=203),
+    Case("causal", options={"is_causal": True}),
+    Case("causal, more keys: the corner is bottom-right", len_q=33, len_k=150, options={"is_causal": True}),
+    Case("causal, more queries: the first rows see nothing", len_q=150, len_k=33, options={"is_causal": True}),
+    Case("causal, one query sees every key", len_q=1, len_k=90, options={"is_causal": True}),
+    Case("heads share kv heads", heads=6, heads_kv=2),
+    Case("heads share one kv head, causal", heads=4, heads_kv=1, len_k=101, options={"is_causal": True}),
+    *(Case(f"head dim {d}", head_dim=d, len_q=40, len_k=77) for d in (8, 16, 40, 64, 72, 96, 128, 160, 192, 248, 256)),
+    Case("scale", options={"scale": 0.3}),
+    Case("scale zero weighs all alike", options={"scale": 0.0}),
+    Case("scale below zero", options={"scale": -0.2}),
+    Case("softcap", options={"softcap": 1.5, "scale": 0.7}),
+    Case("softcap before bias before mask", mask="BHQK", bias="BHQK", options={"softcap": 0.8, "is_causal": True}),
+    *(Case(f"mask of {t}", mask="BHQK", make_mask=_mask_of_dtype(t)) for t in _MASK_DTYPES),
+    Case("mask: every integer but 0", mask="BHQK", make_mask=_mask_from_values([0, 2, -1, 127, -128], torch.int8)),
+    Case("mask: high bytes count", mask="BHQK", make_mask=_mask_from_values([0, 256, 1 << 40], torch.int64)),
+    Case(
+        "mask: -0.0 hides, NaN and tiny values show",
+        mask="BHQK",
+        make_mask=_mask_from_values([0.0, -0.0, 0.25, -3.0, 1e-7, math.nan], torch.float16),
+    ),
+    *(Case(f"mask {m}", batch=2, heads=4, len_k=90, mask=m) for m in _BROADCASTS),
+    Case("mask hides whole rows", mask="BHQK", make_mask=_dead_rows),
+    Case("mask hides everything", mask="BHQK", make_mask=_nothing),
+    Case("mask hides whole tiles", len_q=150, len_k=200, mask="BHQK", make_mask=_blocks),
+    Case(
+        "mask hides whole tiles, causal",
+        len_q=200,
+        len_k=200,
+        mask="BHQK",
+        make_mask=_blocks,
+        options={"is_causal": True},
+    ),
+    *(Case(f"bias of {t}", bias="BHQK", bias_dtype=t) for t in (torch.float16, torch.bfloat16, torch.float32)),
+    *(Case(f"bias {b}", batch=2, heads=4, len_k=90, bias=b) for b in _BROADCASTS),
+    Case("bias -inf hides", bias="BHQK", make_bias=_some_minus_infinity),
+    Case("bias -inf hides a key", bias="B11K", make_bias=_minus_infinite_key, options={"is_causal": True}),
+    Case("large scores", bias="BHQK", make_bias=_large, bias_dtype=torch.float32),
+    Case(
+        "dynamic mask attention",
+        batch=2,
+        heads=4,
+        len_q=130,
+        len_k=130,
+        mask="BHQK",
+        make_mask=_top_quarter_of_random,
+        bias="BHQK",
+        options={"is_causal": True},
+    ),
+    Case(
+        "dynamic mask attention, one bias per kv head and key",
+        batch=2,
+        heads=4,
+        len_q=130,
+        len_k=130,
+        mask="BGQK",
+        make_mask=_top_quarter_of_random,
+        bias="BG1K",
+        options={"is_causal": True},
+    ),
+    Case("head-major memory", batch=2, layout=_head_major, bias="BHQK"),
+    Case("rows that start anywhere", batch=2, layout=_padded_rows, mask="BHQK"),
+    Case("expanded over the batch", batch=2, layout=_expanded_batch),
+    Case("every second position", batch=2, layout=_every_second_position),
+    Case("no batch", batch=0, mask="BHQK", bias="BHQK"),
+    Case("no query", len_q=0, mask="BHQK", bias="BHQK"),
+    Case("no key", len_k=0, mask="BHQK", bias="BHQK"),
+)

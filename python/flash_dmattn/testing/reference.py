@@ -1,0 +1,106 @@
+"""Eager attention, written as its definition reads."""
+
+import math
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
+
+import torch
+
+GRADIENTS = ("query", "key", "value", "attn_bias")
+"""Inputs that have a gradient."""
+
+
+class Results(NamedTuple):
+    """What a call and its backward pass give."""
+
+    out: torch.Tensor
+    grads: Dict[str, torch.Tensor]
+
+
+def _over_heads(scores_like: torch.Tensor, heads: int) -> torch.Tensor:
+    """Repeat the heads of a mask or bias given for kv heads."""
+    if scores_like.shape[1] in (1, heads):
+        return scores_like
+    return scores_like.repeat_interleave(heads // scores_like.shape[1], dim=1)
+
+
+def reference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Optional[torch.Tensor] = None,
+    attn_bias: Optional[torch.Tensor] = None,
+    scale: Optional[float] = None,
+    is_causal: bool = False,
+    softcap: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Attention in `dtype` throughout, differentiable; see :func:`flash_dmattn.flash_dmattn_func` for the arguments.
+
+    Returns
+    -------
+    out : torch.Tensor
+        ``(B, Lq, H, D)`` in `dtype`; zeros for a row that sees no key.
+    lse : torch.Tensor
+        ``(B, H, Lq)`` in `dtype`; -inf for such a row.
+    """
+    _, len_q, heads, head_dim = query.shape
+    len_k, heads_kv = key.shape[1:3]
+    query, key, value = (tensor.to(dtype).transpose(1, 2) for tensor in (query, key, value))  # (B, H, L, D)
+    key = key.repeat_interleave(heads // heads_kv, dim=1)
+    value = value.repeat_interleave(heads // heads_kv, dim=1)
+
+    scores = (1.0 / math.sqrt(head_dim) if scale is None else scale) * (query @ key.transpose(2, 3))
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attn_bias is not None:
+        scores = scores + _over_heads(attn_bias, heads).to(dtype)
+    sees = scores != -math.inf
+    if attn_mask is not None:
+        sees = sees & (_over_heads(attn_mask, heads) != 0)
+    if is_causal:
+        row = torch.arange(len_q, device=query.device)[:, None]
+        sees = sees & (torch.arange(len_k, device=query.device) <= row + len_k - len_q)
+
+    scores = scores.masked_fill(~sees, -math.inf)
+    # A row that sees no key, or has none, has the maximum -inf: shifted by 0 instead, its exponentials are 0, not NaN.
+    maximum = torch.nn.functional.pad(scores.detach(), (0, 1), value=-math.inf).amax(dim=-1, keepdim=True)
+    shift = maximum.masked_fill(maximum == -math.inf, 0.0)
+    exponentials = torch.exp(scores - shift)
+    total = exponentials.sum(dim=-1, keepdim=True)
+    dead = total == 0
+    probabilities = exponentials / total.masked_fill(dead, 1.0)
+    lse = (shift + torch.log(total)).squeeze(-1)
+    return (probabilities @ value).transpose(1, 2), lse
+
+
+def call_with_gradients(
+    attention: Callable[..., torch.Tensor],
+    inputs: Dict[str, Optional[torch.Tensor]],
+    options: Dict[str, object],
+    grad_out: torch.Tensor,
+) -> Results:
+    """Output of a call and the gradients of all of :data:`GRADIENTS` that are given."""
+    leaves = {
+        name: tensor.detach().requires_grad_()
+        for name, tensor in inputs.items()
+        if name in GRADIENTS and tensor is not None
+    }
+    out = attention(**{**inputs, **leaves}, **options)
+    grads = torch.autograd.grad(out, list(leaves.values()), grad_out)
+    return Results(out.detach(), dict(zip(leaves, grads)))
+
+
+def reference_results(
+    inputs: Dict[str, Optional[torch.Tensor]],
+    options: Dict[str, object],
+    grad_out: torch.Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> Results:
+    """Output and gradients of :func:`reference_attention` with all of the arithmetic in `dtype`."""
+    converted = {
+        name: tensor.to(dtype) if name in GRADIENTS and tensor is not None else tensor
+        for name, tensor in inputs.items()
+    }
+    return call_with_gradients(
+        lambda **arguments: reference_attention(**arguments, dtype=dtype)[0], converted, options, grad_out.to(dtype)
+    )
