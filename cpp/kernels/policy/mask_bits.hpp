@@ -34,7 +34,7 @@ struct PackedMaskView {
   const uint32_t* tiles = nullptr;
   int64_t row_stride_batch = 0, row_stride_head = 0, row_stride = 0;
   int64_t tile_stride_batch = 0, tile_stride_head = 0, tile_stride = 0;  // tile_stride: from one row tile to the next
-  int64_t heads_per_mask_head = 1;                                      // query heads that share a mask head
+  int64_t heads_per_mask_head = 1;                                       // query heads that share a mask head
 
   FDMA_HOST_DEVICE const uint32_t* row(int64_t b, int64_t h, int64_t q) const {
     return rows + b * row_stride_batch + (h / heads_per_mask_head) * row_stride_head + q * row_stride;

@@ -1,0 +1,270 @@
+// The CUDA backend: turns a checked problem into kernel parameters and starts the kernels.
+#include <cuda_runtime_api.h>
+
+#include <initializer_list>
+
+#include "host/backend.hpp"
+#include "host/cuda_device.hpp"
+#include "host/dtype.hpp"
+#include "host/error.hpp"
+#include "host/text.hpp"
+#include "kernels/core/tile_config.hpp"
+#include "kernels/launchers.hpp"
+
+namespace fdma::cuda {
+namespace {
+
+constexpr DtypeSet kFloatDtypes(FDMA_FLOAT16, FDMA_BFLOAT16, FDMA_FLOAT32, FDMA_FLOAT64);
+
+ElementType element_type(fdma_dtype dtype) {
+  switch (dtype) {
+    case FDMA_FLOAT16:
+      return ElementType::kFloat16;
+    case FDMA_BFLOAT16:
+      return ElementType::kBFloat16;
+    default:
+      return ElementType::kFloat32;
+  }
+}
+
+// Lengths stay clear of 2^31 by more than a tile, so that kernels may round them up in 32 bits.
+int32_t narrow(int64_t value, const char* name) {
+  constexpr int64_t kLimit = (int64_t{1} << 31) - 4096;
+  if (value >= kLimit) {
+    throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: less than ", kLimit));
+  }
+  return static_cast<int32_t>(value);
+}
+
+TensorView tensor_view(const View4& view) {
+  TensorView result;
+  result.data = view.data;
+  result.stride_batch = view.stride[0];
+  result.stride_row = view.stride[1];
+  result.stride_head = view.stride[2];
+  return result;
+}
+
+// Whether every row of the tensor starts at a multiple of `bytes`.
+bool rows_aligned(const void* data, int64_t element_bytes, int64_t bytes, std::initializer_list<int64_t> strides) {
+  bool aligned = reinterpret_cast<uintptr_t>(data) % bytes == 0;
+  for (int64_t stride : strides) aligned = aligned && stride * element_bytes % bytes == 0;
+  return aligned;
+}
+bool vector_rows(const View4& view) {
+  return !view || rows_aligned(view.data, 2, 16, {view.stride[0], view.stride[1], view.stride[2]});
+}
+
+BiasView bias_view(const BiasProblem& bias, int64_t heads_q) {
+  BiasView view;
+  if (bias.kind == FDMA_BIAS_NONE) return view;
+  view.data = bias.view.data;
+  view.stride_batch = bias.view.stride[0];
+  view.stride_head = bias.view.stride[1];
+  view.stride_row = bias.view.stride[2];
+  view.stride_key = bias.keys == 1 ? 0 : 1;
+  view.heads_per_bias_head = static_cast<int32_t>(heads_q / bias.heads);
+  view.type = element_type(bias.dtype);
+  view.vector_rows =
+      rows_aligned(view.data, element_bytes(view.type), 16, {view.stride_batch, view.stride_head, view.stride_row});
+  return view;
+}
+
+void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
+  params.query = tensor_view(problem.query);
+  params.key = tensor_view(problem.key);
+  params.value = tensor_view(problem.value);
+  params.batch = narrow(problem.batch, "the batch size");
+  params.heads_q = narrow(problem.heads_q, "the number of query heads");
+  params.heads_kv = narrow(problem.heads_kv, "the number of key heads");
+  params.group = static_cast<int32_t>(problem.group());
+  params.len_q = narrow(problem.len_q, "the number of queries");
+  params.len_k = narrow(problem.len_k, "the number of keys");
+  params.head_dim = static_cast<int32_t>(problem.head_dim);
+  params.scale = problem.scale;
+  params.softcap = problem.softcap;
+  params.is_causal = problem.is_causal;
+  params.vector_rows = vector_rows(problem.query) && vector_rows(problem.key) && vector_rows(problem.value);
+  params.bias = bias_view(problem.bias, problem.heads_q);
+}
+
+// Gives the params the packed mask: the caller's, or one packed here from the dense mask.
+void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspace& workspace, cudaStream_t stream) {
+  const MaskProblem& mask = problem.mask;
+  if (mask.kind == FDMA_MASK_NONE) return;
+  params.has_mask = true;
+  const void* packed = mask.packed;
+  if (mask.kind == FDMA_MASK_DENSE) {
+    void* target = mask.packed_out != nullptr ? mask.packed_out : workspace.take<char>(mask.layout.bytes());
+    packed = target;
+    if (!workspace.counting()) {
+      PackMaskParams pack;
+      pack.layout = mask.layout;
+      pack.dense = mask.dense.data;
+      pack.stride_batch = mask.dense.stride[0];
+      pack.stride_head = mask.dense.stride[1];
+      pack.stride_row = mask.dense.stride[2];
+      pack.stride_key = static_cast<int32_t>(mask.dense.stride[3]);
+      pack.element_bytes = static_cast<int32_t>(dtype_size(mask.dtype));
+      pack.is_float = kFloatDtypes.contains(mask.dtype);
+      pack.is_causal = problem.is_causal;
+      pack.len_q = problem.len_q;
+      pack.vector_rows =
+          pack.stride_key == 1 && rows_aligned(pack.dense, pack.element_bytes, pack.element_bytes == 1 ? 8 : 16,
+                                               {pack.stride_batch, pack.stride_head, pack.stride_row});
+      pack.rows = static_cast<uint32_t*>(target);
+      pack.tiles = pack.rows + mask.layout.rows_bytes() / 4;
+      check(launch_pack_mask(pack, stream), "packing the mask");
+    }
+  }
+  params.mask = packed_mask_view(mask.layout, packed, problem.heads_q);
+}
+
+const AttentionKernels& kernels_for(const AttentionProblem& problem) {
+  const AttentionKernels* kernels =
+      find_attention_kernels(element_type(problem.dtype), static_cast<int>(problem.head_dim));
+  if (kernels == nullptr) {
+    throw Error(FDMA_UNSUPPORTED, concat("head_dim is ", problem.head_dim,
+                                         "; this libfdma was built without a CUDA kernel for it (FDMA_HEAD_DIMS)"));
+  }
+  return *kernels;
+}
+
+BiasGradMode bias_grad_mode(const BackwardProblem& problem) {
+  const BiasProblem& bias = problem.bias;
+  if (problem.grad_bias == nullptr) return BiasGradMode::kNone;
+  if (bias.keys != problem.len_k) return BiasGradMode::kRows;
+  if (bias.rows != problem.len_q) return BiasGradMode::kKeys;
+  const bool shared = bias.batch != problem.batch || bias.heads != problem.heads_q;
+  return shared ? BiasGradMode::kBatched : BiasGradMode::kScores;
+}
+
+int64_t grad_bias_bytes(const BiasProblem& bias) {
+  return bias.batch * bias.heads * bias.rows * bias.keys * dtype_size(bias.dtype);
+}
+
+// Backward of a problem without scores: everything asked for is zero.
+void clear_gradient(const View4& grad, int64_t batch, int64_t rows, int64_t heads, int64_t head_dim,
+                    cudaStream_t stream) {
+  if (!grad) return;
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      char* first = static_cast<char*>(grad.data) + (b * grad.stride[0] + h * grad.stride[2]) * 2;
+      // A dimension of extent 1 has stride 0, which a 2-d set does not take.
+      const size_t pitch = static_cast<size_t>(rows > 1 ? grad.stride[1] * 2 : head_dim * 2);
+      check(cudaMemset2DAsync(first, pitch, 0, static_cast<size_t>(head_dim) * 2, static_cast<size_t>(rows), stream),
+            "clearing a gradient");
+    }
+  }
+}
+
+void backward_without_scores(const BackwardProblem& problem, cudaStream_t stream) {
+  if (problem.len_q > 0) {
+    clear_gradient(problem.grad_query, problem.batch, problem.len_q, problem.heads_q, problem.head_dim, stream);
+  }
+  if (problem.len_k > 0) {
+    clear_gradient(problem.grad_key, problem.batch, problem.len_k, problem.heads_kv, problem.head_dim, stream);
+    clear_gradient(problem.grad_value, problem.batch, problem.len_k, problem.heads_kv, problem.head_dim, stream);
+  }
+  const int64_t bytes = problem.grad_bias == nullptr ? 0 : grad_bias_bytes(problem.bias);
+  if (bytes > 0) {
+    check(cudaMemsetAsync(problem.grad_bias, 0, static_cast<size_t>(bytes), stream), "clearing grad_bias");
+  }
+}
+
+// Scratch of backward, carved in one place.
+struct BackwardScratch {
+  size_t sums_bytes = 0, order_bytes = 0, keys_bytes = 0;
+
+  BackwardScratch(BackwardParams& params, const BackwardProblem& problem, Workspace& workspace, int bucket,
+                  bool roomy) {
+    const BackwardTile tile = backward_tile(bucket, roomy);
+    const int64_t heads = problem.batch * problem.heads_q;
+    const int64_t tiles = ceil_div<int64_t>(problem.len_q, tile.queries);
+    params.stats_rows = static_cast<int32_t>(round_up<int64_t>(problem.len_q, kRowPadding));
+    params.row_stats = workspace.take<float2>(heads * params.stats_rows);
+    if (problem.grad_query) {
+      const int64_t elements = heads * tiles * tile.queries * bucket;
+      params.grad_query_sum = workspace.take<float>(elements);
+      sums_bytes = static_cast<size_t>(elements) * sizeof(float);
+      if (problem.deterministic) {
+        params.tile_order = workspace.take<int32_t>(heads * tiles);
+        order_bytes = static_cast<size_t>(heads * tiles) * sizeof(int32_t);
+      }
+    }
+    if (params.bias_grad == BiasGradMode::kKeys) {
+      params.grad_bias_keys = workspace.take<float>(heads * problem.len_k);
+      keys_bytes = static_cast<size_t>(heads * problem.len_k) * sizeof(float);
+    }
+  }
+
+  void clear(const BackwardParams& params, cudaStream_t stream) const {
+    if (sums_bytes > 0) check(cudaMemsetAsync(params.grad_query_sum, 0, sums_bytes, stream), "clearing dQ sums");
+    if (order_bytes > 0) check(cudaMemsetAsync(params.tile_order, 0, order_bytes, stream), "clearing tile counters");
+    if (keys_bytes > 0) check(cudaMemsetAsync(params.grad_bias_keys, 0, keys_bytes, stream), "clearing column sums");
+  }
+};
+
+BackwardParams backward_params(const BackwardProblem& problem) {
+  BackwardParams params;
+  fill_attention(params, problem);
+  params.out = tensor_view(problem.out);
+  params.grad_out = tensor_view(problem.grad_out);
+  params.grad_query = tensor_view(problem.grad_query);
+  params.grad_key = tensor_view(problem.grad_key);
+  params.grad_value = tensor_view(problem.grad_value);
+  params.vector_rows = params.vector_rows && vector_rows(problem.grad_out);
+  params.vector_out = vector_rows(problem.out) && vector_rows(problem.grad_out);
+  params.vector_grads =
+      vector_rows(problem.grad_query) && vector_rows(problem.grad_key) && vector_rows(problem.grad_value);
+  params.lse = problem.lse;
+  params.grad_lse = problem.grad_lse;
+  params.bias_grad = bias_grad_mode(problem);
+  params.grad_bias = problem.grad_bias;
+  params.bias_batch = static_cast<int32_t>(problem.bias.batch);
+  params.bias_heads = static_cast<int32_t>(problem.bias.heads);
+  params.bias_rows = static_cast<int32_t>(problem.bias.rows);
+  params.bias_keys = static_cast<int32_t>(problem.bias.keys);
+  return params;
+}
+
+}  // namespace
+
+void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream) {
+  const DeviceGuard guard(problem.device.index);
+  const AttentionKernels& kernels = kernels_for(problem);
+  ForwardParams params;
+  fill_attention(params, problem);
+  params.out = tensor_view(problem.out);
+  params.vector_out = vector_rows(problem.out);
+  params.lse = problem.lse;
+  bind_mask(params, problem, workspace, stream);
+  if (workspace.counting()) return;
+  check(kernels.forward(params, stream), "attention forward");
+}
+
+void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream) {
+  const DeviceGuard guard(problem.device.index);
+  const AttentionKernels& kernels = kernels_for(problem);
+  BackwardParams params = backward_params(problem);
+  const bool roomy = device_info(problem.device.index).roomy;
+  const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
+  const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
+  if (has_scores) bind_mask(params, problem, workspace, stream);
+  if (workspace.counting()) return;
+  if (!has_scores) return backward_without_scores(problem, stream);
+
+  check(launch_prepare_backward(params, kernels.type, stream), "preparing backward");
+  scratch.clear(params, stream);
+  const bool main_kernel = problem.grad_query || problem.grad_key || problem.grad_value ||
+                           params.bias_grad == BiasGradMode::kScores || params.bias_grad == BiasGradMode::kKeys;
+  if (main_kernel) check(kernels.backward(params, roomy, stream), "attention backward");
+  if (problem.grad_query) check(kernels.finish_backward(params, roomy, stream), "the gradient of the query");
+  if (params.bias_grad == BiasGradMode::kBatched) {
+    check(kernels.bias_gradient(params, stream), "the gradient of the bias");
+  } else if (params.bias_grad == BiasGradMode::kKeys || params.bias_grad == BiasGradMode::kRows) {
+    check(launch_reduce_bias_gradient(params, stream), "the gradient of the bias");
+  }
+}
+
+}  // namespace fdma::cuda

@@ -1,0 +1,104 @@
+// What kernels are launched with: plain values, element strides, no ownership.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/policy/mask_bits.hpp"
+
+namespace fdma {
+
+// A (batch, row, head, D) tensor whose last stride is 1. Strides count elements.
+struct TensorView {
+  void* data = nullptr;
+  int64_t stride_batch = 0, stride_row = 0, stride_head = 0;
+
+  template <typename T>
+  FDMA_HOST_DEVICE T* at(int64_t b, int64_t h, int64_t row) const {
+    return static_cast<T*>(data) + b * stride_batch + h * stride_head + row * stride_row;
+  }
+};
+
+// Values of an element type that is only known at run time.
+enum class ElementType : int32_t { kFloat16, kBFloat16, kFloat32 };
+FDMA_HOST_DEVICE int element_bytes(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
+
+// Additive bias, broadcast dimensions have stride 0. stride_key is 1, or 0 for a bias that is the same for all keys.
+struct BiasView {
+  const void* data = nullptr;
+  int64_t stride_batch = 0, stride_head = 0, stride_row = 0;
+  int32_t stride_key = 1;
+  int32_t heads_per_bias_head = 1;  // query heads that share a bias head
+  ElementType type = ElementType::kFloat32;
+  bool vector_rows = false;  // every row starts at a multiple of 16 bytes
+
+  FDMA_HOST_DEVICE int64_t offset(int64_t b, int64_t h, int64_t q) const {
+    return b * stride_batch + (h / heads_per_bias_head) * stride_head + q * stride_row;
+  }
+};
+
+// What forward and backward share.
+struct AttentionParams {
+  TensorView query, key, value;
+  int32_t batch = 0, heads_q = 0, heads_kv = 0, group = 1;  // group = heads_q / heads_kv
+  int32_t len_q = 0, len_k = 0, head_dim = 0;
+  float scale = 1;    // of q.k
+  float softcap = 0;  // 0 = off
+  bool is_causal = false;
+  bool has_mask = false;
+  bool vector_rows = false;  // every row of query, key, value (and grad_out) starts at a multiple of 16 bytes
+  PackedMaskView mask;
+  BiasView bias;
+};
+
+// A dense mask and where its packed form goes.
+struct PackMaskParams {
+  PackedMaskLayout layout;
+  const void* dense = nullptr;
+  int64_t stride_batch = 0, stride_head = 0, stride_row = 0;  // elements
+  int32_t stride_key = 1;                                     // 1, or 0 where one element serves all keys
+  int32_t element_bytes = 1;                                  // 1, 2, 4, 8
+  bool is_float = false;                                      // -0.0 counts as zero
+  bool vector_rows = false;                                   // rows start where 8 elements may be read as vectors
+  bool is_causal = false;  // keys that no row may see are not read: their bits are zero
+  int64_t len_q = 0;
+  uint32_t* rows = nullptr;
+  uint32_t* tiles = nullptr;
+};
+
+struct ForwardParams : AttentionParams {
+  TensorView out;
+  float* lse = nullptr;     // (B, H, Lq), or null
+  bool vector_out = false;  // every row of out starts at a multiple of 16 bytes
+};
+
+// How the gradient of the bias is produced; decided by the broadcast shape of the bias.
+enum class BiasGradMode : int32_t {
+  kNone,     // not asked for
+  kScores,   // no broadcast: the main kernel stores dS
+  kKeys,     // broadcast over query rows: the main kernel sums columns into (B, H, Lk), a second kernel the rest
+  kBatched,  // broadcast over batch or heads only: a kernel of its own sums dS over them in registers
+  kRows      // broadcast over keys: softmax does not move when all scores of a row do, so only grad_lse counts
+};
+
+struct BackwardParams : AttentionParams {
+  TensorView out, grad_out;
+  TensorView grad_query, grad_key, grad_value;  // data is null where not asked for
+  bool vector_out = false;                      // every row of out and grad_out starts at a multiple of 16 bytes
+  bool vector_grads = false;                    // every row of the gradients given starts at a multiple of 16 bytes
+  const float* lse = nullptr;                   // (B, H, Lq)
+  const float* grad_lse = nullptr;              // (B, H, Lq) or null
+
+  float2* row_stats = nullptr;      // scratch (B, H, stats_rows): {lse * log2(e), delta}; see common/backward_steps.cu
+  int32_t stats_rows = 0;           // Lq rounded up to the row tile
+  float* grad_query_sum = nullptr;  // scratch, fp32 sums of dQ in accumulator order; see sm80/bwd_query_sum.cuh
+  int32_t* tile_order = nullptr;    // scratch (B, H, row tiles): key tiles already added, deterministic mode only
+
+  BiasGradMode bias_grad = BiasGradMode::kNone;
+  void* grad_bias = nullptr;        // contiguous (bias_batch, bias_heads, bias_rows, bias_keys) of bias.type
+  float* grad_bias_keys = nullptr;  // scratch (B, H, Lk), mode kKeys
+  int32_t bias_batch = 1, bias_heads = 1, bias_rows = 1, bias_keys = 1;
+};
+
+}  // namespace fdma

@@ -1,0 +1,37 @@
+// What the host side may start. Plain functions: no kernel and no CuTe type crosses this line. All enqueue on `stream`
+// of the current device and return the runtime's verdict on their launches.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/core/params.hpp"
+
+namespace fdma {
+
+// cudaSuccess when the current device can run the kernels of this build.
+cudaError_t kernel_image_error();
+
+cudaError_t launch_pack_mask(const PackMaskParams& params, cudaStream_t stream);
+
+// Fills row_stats.
+cudaError_t launch_prepare_backward(const BackwardParams& params, ElementType type, cudaStream_t stream);
+// Modes kKeys (after backward) and kRows.
+cudaError_t launch_reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream);
+
+// The kernels built for one dtype and one head-dim bucket.
+struct AttentionKernels {
+  ElementType type;
+  int head_dim;  // bucket: serves every head_dim up to this
+  cudaError_t (*forward)(const ForwardParams& params, cudaStream_t stream);
+  // dK, dV, grad_bias of mode kScores, column sums of mode kKeys, sums of dQ. `roomy`: see backward_tile.
+  cudaError_t (*backward)(const BackwardParams& params, bool roomy, cudaStream_t stream);
+  // dQ from its sums.
+  cudaError_t (*finish_backward)(const BackwardParams& params, bool roomy, cudaStream_t stream);
+  // grad_bias of mode kBatched.
+  cudaError_t (*bias_gradient)(const BackwardParams& params, cudaStream_t stream);
+};
+
+// The smallest bucket that serves head_dim, or null when none was built.
+const AttentionKernels* find_attention_kernels(ElementType type, int head_dim);
+
+}  // namespace fdma

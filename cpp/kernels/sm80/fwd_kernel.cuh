@@ -1,0 +1,213 @@
+// Forward: one block of threads owns a tile of query rows of one head and walks the key tiles from right to left with
+// an online softmax. Each warp owns whole rows, so the softmax never leaves a warp.
+//
+// Schedule of one key tile (K, bias and mask of the tile, and V, each have one buffer; copies run under the tensor
+// work):
+//   wait K(n) | start V(n) | S = Q K^T, bias, mask | wait V(n) | start K(n - 1) | softmax | O += P V
+#pragma once
+
+#include "kernels/policy/mask.cuh"
+#include "kernels/policy/score.cuh"
+#include "kernels/policy/softmax.cuh"
+#include "kernels/sm80/bias_stage.cuh"
+
+namespace fdma::sm80 {
+
+template <typename T_, int kHeadDim_, bool kMasked_, BiasForm kBias_>
+struct ForwardTraits {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kMasked = kMasked_;
+  static constexpr BiasForm kBias = kBias_;
+  static constexpr bool kBiased = kBias != BiasForm::kNone;
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBias);
+  static constexpr int kQueries = kTile.queries, kKeys = kTile.keys;
+  static constexpr int kThreads = kTile.warps * 32;
+  static constexpr int kWarpRows = kQueries / kTile.warps;
+  static constexpr int kM = kWarpRows / 16;
+  static constexpr int kN = kKeys / 8;
+  static constexpr int kNO = kHeadDim / 8;
+
+  using QueryTile = SmemTile<kQueries, kHeadDim>;
+  using KeyTile = SmemTile<kKeys, kHeadDim>;
+  using OutTile = SmemTile<kWarpRows, kHeadDim>;  // each warp stages its rows where its queries were
+  using Bias = BiasStage<kBias, T, kQueries, kKeys, kThreads>;
+  using Mask = MaskStage<kQueries, kKeys, kThreads>;
+
+  static constexpr int kQueryOffset = 0;
+  static constexpr int kKeyOffset = kQueryOffset + QueryTile::kBytes;
+  static constexpr int kValueOffset = kKeyOffset + KeyTile::kBytes;
+  static constexpr int kBiasOffset = kValueOffset + KeyTile::kBytes;
+  static constexpr int kMaskOffset = kBiasOffset + Bias::kBytes;
+  static constexpr int kSharedBytes = kMaskOffset + (kMasked ? Mask::kBytes : 0);
+};
+
+// Where a block works.
+struct ForwardBlock {
+  int b, h, q;  // batch, query head, first query row
+
+  // Heads are the slow index, so neighbouring blocks share K and V in L2; under causality long tiles start first.
+  FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries) {
+    const int tiles = ceil_div(p.len_q, queries);
+    const int tile = blockIdx.x % tiles;
+    const int head = blockIdx.x / tiles;
+    q = (p.is_causal ? tiles - 1 - tile : tile) * queries;
+    h = head % p.heads_q;
+    b = head / p.heads_q;
+  }
+};
+
+template <typename Traits>
+struct ForwardLoader {
+  using T = typename Traits::T;
+  const ForwardParams& p;
+  const ForwardBlock& block;
+  uint32_t smem;
+  int thread;
+
+  FDMA_DEVICE void load_query() const {
+    load_tile<typename Traits::QueryTile, Traits::kThreads>(
+        smem + Traits::kQueryOffset, p.query.at<const T>(block.b, block.h, block.q), p.query.stride_row,
+        p.len_q - block.q, p.head_dim, p.vector_rows, thread);
+  }
+  // K, bias and mask of key tile n.
+  FDMA_DEVICE void load_key(int n) const {
+    const int k = n * Traits::kKeys;
+    load_tile<typename Traits::KeyTile, Traits::kThreads>(
+        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.h / p.group, k), p.key.stride_row, p.len_k - k,
+        p.head_dim, p.vector_rows, thread);
+    if constexpr (Traits::kBiased) {
+      const BiasTileSource source(p.bias, block.b, block.h, block.q, k, p.len_q, p.len_k);
+      Traits::Bias::load(smem + Traits::kBiasOffset, source, thread);
+    }
+    if constexpr (Traits::kMasked) {
+      Traits::Mask::load(smem + Traits::kMaskOffset, p.mask, block.b, block.h, block.q, k, p.len_q, thread);
+    }
+  }
+  FDMA_DEVICE void load_value(int n) const {
+    const int k = n * Traits::kKeys;
+    load_tile<typename Traits::KeyTile, Traits::kThreads>(
+        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.h / p.group, k), p.value.stride_row,
+        p.len_k - k, p.head_dim, p.vector_rows, thread);
+  }
+};
+
+// Turns q.k into what the softmax takes: scale and softcap unless it folds the scale, bias, mask, key limit.
+template <typename Traits, int kM, int kN>
+FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& p, const ForwardBlock& block,
+                               const ScoreUnit& unit, bool folded, const char* smem_bytes, uint32_t smem, int n,
+                               int warp, int lane) {
+  const int warp_row = warp * Traits::kWarpRows;
+  if (!folded) unit.to_bits(scores);
+  if constexpr (Traits::kBiased) Traits::Bias::add(scores, smem + Traits::kBiasOffset, warp_row, 0, lane);
+  if constexpr (Traits::kMasked) {
+    const uint32_t* bits = reinterpret_cast<const uint32_t*>(smem_bytes + Traits::kMaskOffset);
+    apply_mask_bits(scores, bits + warp_row * Traits::Mask::kWords, Traits::Mask::kWords, lane);
+  }
+  const int row0 = block.q + warp_row;
+  const int col0 = n * Traits::kKeys;
+  if (col0 + Traits::kKeys > key_limit(row0, p.len_q, p.len_k, p.is_causal)) {
+    apply_key_limit(scores, row0, col0, p.len_q, p.len_k, p.is_causal, lane);
+  }
+}
+
+// P as the A operand of the second product: two neighbouring 16 x 8 accumulator blocks are one 16 x 16 operand.
+template <typename T, int kM, int kN>
+FDMA_DEVICE void to_operand(uint32_t (&a)[kM][kN / 2][4], const float (&acc)[kM][kN][4]) {
+#pragma unroll
+  for (int i = 0; i < kM; ++i) {
+#pragma unroll
+    for (int k = 0; k < kN / 2; ++k) {
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {  // (rows 0-7, 8-15) of the first block, then of the second
+        const float* pair = acc[i][2 * k + part / 2] + 2 * (part % 2);
+        a[i][k][part] = Element<T>::pack(pair[0], pair[1]);
+      }
+    }
+  }
+}
+
+template <typename Traits, int kM, int kNO>
+FDMA_DEVICE void store_result(const OnlineSoftmax<kM>& softmax, const float (&out)[kM][kNO][4], const ForwardParams& p,
+                              const ForwardBlock& block, uint32_t smem, int warp, int lane) {
+  using T = typename Traits::T;
+  const int row0 = block.q + warp * Traits::kWarpRows;
+  if (p.lse != nullptr && lane % 4 == 0) {
+    float* lse = p.lse + (static_cast<int64_t>(block.b) * p.heads_q + block.h) * p.len_q;
+#pragma unroll
+    for (int i = 0; i < kM; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = row0 + 16 * i + 8 * half + lane / 4;
+        if (row < p.len_q) lse[row] = softmax.lse(i, half);
+      }
+    }
+  }
+  const uint32_t stage = smem + Traits::kQueryOffset + warp * Traits::OutTile::kBytes;
+  store_accumulator<T, typename Traits::OutTile>(stage, out, 0, 0, 1.f, lane);
+  __syncwarp();
+  store_tile<typename Traits::OutTile, 32>(stage, p.out.at<T>(block.b, block.h, row0), p.out.stride_row, p.len_q - row0,
+                                           p.head_dim, p.vector_out, lane);
+}
+
+template <typename Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
+    forward_kernel(const __grid_constant__ ForwardParams p) {
+  using T = typename Traits::T;
+  constexpr int kM = Traits::kM, kN = Traits::kN, kNO = Traits::kNO;
+  extern __shared__ __align__(1024) char smem_bytes[];
+  const uint32_t smem = smem_address(smem_bytes);
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const ForwardBlock block(p, Traits::kQueries);
+  const ForwardLoader<Traits> loader{p, block, smem, thread};
+
+  const ScoreUnit unit(p.scale, p.softcap);
+  const bool folded = !Traits::kBiased && unit.foldable();
+  OnlineSoftmax<kM> softmax(folded ? unit.scale_log2 : 1.f);
+  float out[kM][kNO][4];
+  clear(out);
+
+  LiveKeyTiles<Traits::kQueries, Traits::kKeys> live(p.mask, block.b, block.h, block.q, p.len_q);
+  int n =
+      static_cast<int>(key_tile_count(block.q + Traits::kQueries, p.len_q, p.len_k, p.is_causal, Traits::kKeys)) - 1;
+  if constexpr (Traits::kMasked) n = live.next(n);
+
+  loader.load_query();
+  if (n >= 0) loader.load_key(n);
+  copy_async_commit();
+  const MatrixAddress<typename Traits::QueryTile> query(smem + Traits::kQueryOffset, warp * Traits::kWarpRows, 0, lane);
+  const MatrixAddress<typename Traits::KeyTile> key(smem + Traits::kKeyOffset, 0, 0, lane);
+  const MatrixAddress<typename Traits::KeyTile> value(smem + Traits::kValueOffset, 0, 0, lane);
+
+  while (n >= 0) {
+    int following = n - 1;
+    if constexpr (Traits::kMasked) following = live.next(following);
+    copy_async_wait<0>();
+    __syncthreads();  // K(n), bias and mask are there; no warp still reads the previous V
+    loader.load_value(n);
+    copy_async_commit();
+
+    float scores[kM][kN][4];
+    clear(scores);
+    gemm<T, Major::kK, Major::kK, Traits::kHeadDim / 16>(scores, query, key);
+    finish_scores<Traits>(scores, p, block, unit, folded, smem_bytes, smem, n, warp, lane);
+
+    copy_async_wait<0>();
+    __syncthreads();  // V(n) is there; no warp still reads K(n), bias or mask
+    if (following >= 0) loader.load_key(following);
+    copy_async_commit();
+
+    softmax.step(scores, out);
+    uint32_t weights[kM][kN / 2][4];
+    to_operand<T>(weights, scores);
+    gemm_register_a<T, Major::kMN, kN / 2>(out, weights, value);
+    n = following;
+  }
+
+  copy_async_wait<0>();
+  __syncthreads();  // without a key tile the copy of Q may still be writing where the results are staged
+  softmax.finish(out);
+  store_result<Traits>(softmax, out, p, block, smem, warp, lane);
+}
+
+}  // namespace fdma::sm80

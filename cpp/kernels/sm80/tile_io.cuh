@@ -1,0 +1,114 @@
+// Moves tiles of rows between global and shared memory. Rows past the end and columns past the head dimension are zero
+// in shared memory and never touched in global memory.
+#pragma once
+
+#include "kernels/sm80/atoms.cuh"
+
+namespace fdma::sm80 {
+
+// 16 bytes of 16-bit elements that need not be aligned to more than an element.
+template <typename T>
+FDMA_DEVICE uint4 load_unaligned_chunk(const T* source) {
+  const uint16_t* raw = reinterpret_cast<const uint16_t*>(source);
+  uint32_t pair[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pair[i] = raw[2 * i] | (static_cast<uint32_t>(raw[2 * i + 1]) << 16);
+  return make_uint4(pair[0], pair[1], pair[2], pair[3]);
+}
+template <typename T>
+FDMA_DEVICE void store_unaligned_chunk(T* target, uint4 value) {
+  uint16_t* raw = reinterpret_cast<uint16_t*>(target);
+  const uint32_t pair[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    raw[2 * i] = static_cast<uint16_t>(pair[i]);
+    raw[2 * i + 1] = static_cast<uint16_t>(pair[i] >> 16);
+  }
+}
+
+// Which chunk a thread moves: kChunksPerRow neighbouring threads share a row, a pass covers kRowsPerPass rows.
+template <typename Tile, int kThreads>
+struct RowAssignment {
+  static constexpr int kChunksPerRow = Tile::kCols / kChunk;
+  static constexpr int kRowsPerPass = kThreads / kChunksPerRow;
+  static constexpr int kPasses = (Tile::kRows + kRowsPerPass - 1) / kRowsPerPass;
+  static constexpr bool kExact = Tile::kRows % kRowsPerPass == 0;
+  static_assert(kThreads % kChunksPerRow == 0);
+  int row, chunk;
+  FDMA_DEVICE explicit RowAssignment(int thread) : row(thread / kChunksPerRow), chunk(thread % kChunksPerRow) {}
+};
+
+// Starts the copy of `valid_rows` rows from `rows` (row 0 of the tile) into the tile. With `vector` the copy is
+// asynchronous and belongs to the caller's next commit group; without it (rows that are not 16-byte aligned) it is done
+// through registers and only needs a barrier.
+template <typename Tile, int kThreads, typename T>
+FDMA_DEVICE void load_tile(uint32_t smem, const T* rows, int64_t stride_row, int valid_rows, int head_dim, bool vector,
+                           int thread) {
+  using Assignment = RowAssignment<Tile, kThreads>;
+  const Assignment own(thread);
+  const bool column_valid = own.chunk * kChunk < head_dim;
+  const T* source = rows + own.row * stride_row + own.chunk * kChunk;
+  const int64_t step = stride_row * Assignment::kRowsPerPass;
+  if (vector) {
+#pragma unroll
+    for (int pass = 0; pass < Assignment::kPasses; ++pass) {
+      const int row = own.row + pass * Assignment::kRowsPerPass;
+      if (Assignment::kExact || row < Tile::kRows) {
+        copy_async<16>(smem + Tile::chunk_offset(row, own.chunk), source, column_valid && row < valid_rows ? 16 : 0);
+      }
+      source += step;
+    }
+  } else {
+#pragma unroll 1
+    for (int pass = 0; pass < Assignment::kPasses; ++pass) {
+      const int row = own.row + pass * Assignment::kRowsPerPass;
+      if (Assignment::kExact || row < Tile::kRows) {
+        const bool valid = column_valid && row < valid_rows;
+        store_shared_16(smem + Tile::chunk_offset(row, own.chunk),
+                        valid ? load_unaligned_chunk(source) : make_uint4(0, 0, 0, 0));
+      }
+      source += step;
+    }
+  }
+}
+
+// Stores `valid_rows` rows of the tile.
+template <typename Tile, int kThreads, typename T>
+FDMA_DEVICE void store_tile(uint32_t smem, T* rows, int64_t stride_row, int valid_rows, int head_dim, bool vector,
+                            int thread) {
+  using Assignment = RowAssignment<Tile, kThreads>;
+  const Assignment own(thread);
+  if (own.chunk * kChunk >= head_dim) return;
+#pragma unroll 4
+  for (int pass = 0; pass < Assignment::kPasses; ++pass) {
+    const int row = own.row + pass * Assignment::kRowsPerPass;
+    if (row >= Tile::kRows || row >= valid_rows) return;
+    const uint4 value = load_shared_16(smem + Tile::chunk_offset(row, own.chunk));
+    T* target = rows + row * stride_row + own.chunk * kChunk;
+    if (vector) {
+      *reinterpret_cast<uint4*>(target) = value;
+    } else {
+      store_unaligned_chunk(target, value);
+    }
+  }
+}
+
+// Writes an accumulator tile, times `scale`, as 16-bit elements at (row, col) of a shared-memory tile.
+template <typename T, typename Tile, int kM, int kN>
+FDMA_DEVICE void store_accumulator(uint32_t smem, const float (&acc)[kM][kN][4], int row, int col, float scale,
+                                   int lane) {
+#pragma unroll
+  for (int i = 0; i < kM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + 16 * i + 8 * half + lane / 4;
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        store_shared_4(smem + Tile::offset(r, col + 8 * j + 2 * (lane % 4)),
+                       Element<T>::pack(acc[i][j][2 * half] * scale, acc[i][j][2 * half + 1] * scale));
+      }
+    }
+  }
+}
+
+}  // namespace fdma::sm80
