@@ -1,0 +1,62 @@
+"""What the documentation shows, runs."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flash_dmattn
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "dynamic_mask_attention.py"
+
+
+def run_example(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(EXAMPLE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", ["attention", "auto", "backends"])
+def test_docstring_examples(module: str) -> None:
+    torch.manual_seed(0)
+    result = doctest.testmod(importlib.import_module(f"flash_dmattn.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in flash_dmattn.__all__ if name.startswith(("flash", "get"))])
+def test_public_functions_are_documented(name: str) -> None:
+    text = getattr(flash_dmattn, name).__doc__
+    assert ">>>" in text
+    assert name == "get_available_backends" or all(part in text for part in ("Parameters", "Returns", "Raises"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--device cpu --length 300 --keep 50 --heads 4 --kv-heads 2 --head-dim 40 --repeats 1",
+        "--device cpu --length 130 --keep 200 --dtype bfloat16 --full --repeats 1 --backend cpu",
+    ],
+)
+def test_example_on_the_cpu(arguments: str) -> None:
+    done = run_example(*arguments.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend    cpu on CPU" in done.stdout
+    assert "passed     output and all gradients" in done.stdout
+
+
+def test_example_says_why_a_backend_cannot_run() -> None:
+    done = run_example("--device", "cpu", "--backend", "triton")
+    assert done.returncode == 1
+    assert "backend 'triton' is not available: " in done.stdout
+
+
+@pytest.mark.gpu
+def test_example_at_full_size_on_a_gpu() -> None:
+    done = run_example()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "query (2, 4096, 12, 128)" in done.stdout
+    assert "passed     output and all gradients" in done.stdout
