@@ -1,11 +1,8 @@
 # flash_dmattn._C, the extension module of the Python package. libfdma is linked into it, so that a wheel is one
 # self-contained file without links or run paths.
-if(CMAKE_VERSION VERSION_LESS 3.26)
-  set(python_stable_abi "")  # FindPython knows Development.SABIModule from 3.26 on
-else()
-  set(python_stable_abi OPTIONAL_COMPONENTS Development.SABIModule)
-endif()
-find_package(Python 3.8 REQUIRED COMPONENTS Interpreter Development.Module ${python_stable_abi})
+#
+# From Python 3.12 on a wheel uses the stable ABI: scikit-build-core asks for it with SKBUILD_SABI_COMPONENT.
+find_package(Python 3.8 REQUIRED COMPONENTS Interpreter Development.Module ${SKBUILD_SABI_COMPONENT})
 execute_process(
   COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
   OUTPUT_VARIABLE nanobind_ROOT
