@@ -1,0 +1,110 @@
+// The same call again: bit for bit the same results, from any number of threads, at the same time as others.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <thread>
+#include <vector>
+
+#include "tests/support/attention_case.hpp"
+
+namespace fdma::test {
+namespace {
+
+constexpr Extent kOne = Extent::kOne, kFull = Extent::kFull, kKv = Extent::kKvHeads;
+
+AttentionCase busy_case() {
+  return AttentionCase("busy").lengths(200, 333).heads(4, 2).causal().mask(FDMA_BOOL).bias(FDMA_FLOAT32,
+                                                                                           {kFull, kKv, kOne, kFull});
+}
+
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i] && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
+  }
+  return true;
+}
+
+void expect_repeatable(const AttentionCase& c, fdma_dtype dtype, fdma_device device, int repeats) {
+  AttentionCall call(c, dtype, device);
+  call.forward();
+  call.backward();
+  const std::vector<double> first = call.outputs();
+  for (int i = 0; i < repeats; ++i) {
+    call.refill();
+    call.forward();
+    call.backward();
+    ASSERT_TRUE(same_bits(first, call.outputs())) << "repeat " << i;
+  }
+}
+
+TEST(AttentionRepeats, HundredTimesTheSameBits) { expect_repeatable(busy_case(), FDMA_FLOAT32, kCpu, 100); }
+
+TEST(AttentionRepeatsGpu, HundredTimesTheSameBits) {
+  const std::string reason = unavailable_reason(kCuda);
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  expect_repeatable(busy_case(), FDMA_BFLOAT16, kCuda, 100);
+}
+
+TEST(AttentionRepeatsGpu, HundredTimesTheSameBitsOverBroadcastBias) {
+  const std::string reason = unavailable_reason(kCuda);
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  for (const Extent rows : {kOne, kFull}) {
+    AttentionCase c = busy_case();
+    c.bias_shape = {kOne, kOne, rows, kFull};
+    expect_repeatable(c, FDMA_FLOAT16, kCuda, 100);
+  }
+}
+
+TEST(AttentionRepeats, ThreadsChangeNoBit) {
+  for (const Extent heads : {kOne, kKv, kFull}) {
+    AttentionCase c = busy_case();
+    c.bias_shape.heads = heads;
+    AttentionCall call(c, FDMA_FLOAT32, kCpu);
+    call.forward(1);
+    call.backward(true, 1);
+    const std::vector<double> first = call.outputs();
+    for (int threads : {2, 3, 5, 16}) {
+      call.refill();
+      call.forward(threads);
+      call.backward(true, threads);
+      EXPECT_TRUE(same_bits(first, call.outputs())) << threads << " threads";
+    }
+  }
+}
+
+void expect_concurrent_calls_agree(fdma_dtype dtype, fdma_device device) {
+  AttentionCall alone(busy_case(), dtype, device);
+  alone.forward();
+  alone.backward();
+  const std::vector<double> expected = alone.outputs();
+  constexpr int kCallers = 4;
+  std::vector<char> same(kCallers, false);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&, i] {
+      AttentionCall call(busy_case(), dtype, device);
+      bool all_same = true;
+      for (int repeat = 0; repeat < 5; ++repeat) {
+        call.forward();
+        call.backward();
+        all_same = all_same && same_bits(expected, call.outputs());
+        call.refill();
+      }
+      same[static_cast<size_t>(i)] = all_same;
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (int i = 0; i < kCallers; ++i) EXPECT_TRUE(same[static_cast<size_t>(i)]) << "caller " << i;
+}
+
+TEST(AttentionRepeats, ConcurrentCallsDoNotMeet) { expect_concurrent_calls_agree(FDMA_FLOAT32, kCpu); }
+
+TEST(AttentionRepeatsGpu, ConcurrentCallsDoNotMeet) {
+  const std::string reason = unavailable_reason(kCuda);
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  expect_concurrent_calls_agree(FDMA_BFLOAT16, kCuda);
+}
+
+}  // namespace
+}  // namespace fdma::test

@@ -1,0 +1,106 @@
+// One attention call described in a line of a table, run through the C API and held against the reference.
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+
+#include "fdma/fdma.h"
+#include "tests/support/reference.hpp"
+#include "tests/support/tensor.hpp"
+
+namespace fdma::test {
+
+// Extent of one dimension of a mask or bias.
+enum class Extent { kOne, kFull, kKvHeads };
+
+struct ScoreShape {
+  Extent batch = Extent::kFull, heads = Extent::kFull, rows = Extent::kFull, keys = Extent::kFull;
+};
+
+enum class MaskPattern {
+  kRandom,   // each score visible with probability one half; some rows see nothing
+  kBlocks,   // one in five 64 x 64 tiles has visible scores
+  kNothing,  // no score is visible
+  kEverything
+};
+
+struct AttentionCase {
+  std::string name;
+  int64_t batch = 2, len_q = 113, len_k = 203, heads_q = 3, heads_kv = 3, head_dim = 64;
+  bool is_causal = false;
+  float scale = FDMA_SCALE_DEFAULT, softcap = 0.0f;
+  Layout query_layout = Layout::kContiguous, kv_layout = Layout::kContiguous;
+  fdma_dtype mask_dtype = FDMA_DTYPE_NONE;  // NONE: no mask
+  ScoreShape mask_shape;
+  MaskPattern mask_pattern = MaskPattern::kRandom;
+  fdma_dtype bias_dtype = FDMA_DTYPE_NONE;  // NONE: no bias
+  ScoreShape bias_shape;
+  bool bias_hides = false;  // one bias element in eight is -inf
+  bool keep_bits = false;   // backward takes the packed mask that forward wrote
+  bool with_grad_lse = false;
+  bool query_grad = true, key_grad = true, value_grad = true, bias_grad = true;
+
+  explicit AttentionCase(std::string case_name) : name(std::move(case_name)) {}
+  AttentionCase& lengths(int64_t q, int64_t k) { return len_q = q, len_k = k, *this; }
+  AttentionCase& heads(int64_t q, int64_t kv) { return heads_q = q, heads_kv = kv, *this; }
+  AttentionCase& batches(int64_t count) { return batch = count, *this; }
+  AttentionCase& dim(int64_t d) { return head_dim = d, *this; }
+  AttentionCase& causal() { return is_causal = true, *this; }
+  AttentionCase& scaled(float factor) { return scale = factor, *this; }
+  AttentionCase& capped(float cap) { return softcap = cap, *this; }
+  AttentionCase& layouts(Layout query, Layout kv) { return query_layout = query, kv_layout = kv, *this; }
+  AttentionCase& mask(fdma_dtype dtype, ScoreShape shape = {}, MaskPattern pattern = MaskPattern::kRandom) {
+    return mask_dtype = dtype, mask_shape = shape, mask_pattern = pattern, *this;
+  }
+  AttentionCase& bias(fdma_dtype dtype, ScoreShape shape = {}) { return bias_dtype = dtype, bias_shape = shape, *this; }
+  AttentionCase& hiding_bias() { return bias_hides = true, *this; }
+  AttentionCase& bits() { return keep_bits = true, *this; }
+  AttentionCase& grad_lse() { return with_grad_lse = true, *this; }
+  AttentionCase& gradients(bool query, bool key, bool value, bool bias) {
+    return query_grad = query, key_grad = key, value_grad = value, bias_grad = bias, *this;
+  }
+};
+
+inline std::ostream& operator<<(std::ostream& stream, const AttentionCase& c) { return stream << c.name; }
+
+// The tensors of one case on one device. Inputs are seeded by the case's shape.
+class AttentionCall {
+ public:
+  AttentionCall(const AttentionCase& c, fdma_dtype dtype, fdma_device device);
+
+  // Through supported, workspace_size and the call; a status that is not FDMA_SUCCESS fails the test.
+  void forward(int num_threads = 0, fdma_stream stream = nullptr);
+  void backward(bool deterministic = true, int num_threads = 0, fdma_stream stream = nullptr);
+  void download();  // outputs to the host
+  void refill();    // outputs to NaN
+
+  // Comparisons with the reference; failures are reported to the test that runs.
+  void expect_forward_matches() const;
+  void expect_packed_mask_matches();
+  void expect_backward_matches() const;
+  void expect_surroundings_untouched() const;
+
+  // All output elements, for bitwise comparisons; the call is downloaded first.
+  std::vector<double> outputs();
+
+ private:
+  ReferenceProblem reference_problem() const;
+  std::vector<double> bias_gradient(const std::vector<double>& score_gradient) const;
+  Tensor score_tensor(fdma_dtype dtype, const ScoreShape& shape) const;
+  int64_t score_index(const Tensor& tensor, int64_t b, int64_t h, int64_t q, int64_t k) const;
+  bool mask_visible(int64_t b, int64_t h, int64_t q, int64_t k) const;
+  template <typename Params>
+  void fill_inputs(Params& params) const;
+  std::vector<Tensor*> all_outputs();
+
+  AttentionCase c_;
+  fdma_dtype dtype_;
+  fdma_device device_;
+  Tensor query_, key_, value_, mask_, bias_, grad_out_, grad_lse_;
+  Tensor out_, lse_, packed_mask_, grad_query_, grad_key_, grad_value_, grad_bias_;
+  DeviceMemory forward_workspace_, backward_workspace_;
+  size_t forward_bytes_ = 0, backward_bytes_ = 0;
+};
+
+}  // namespace fdma::test
