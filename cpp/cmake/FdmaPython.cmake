@@ -6,10 +6,12 @@ find_package(Python 3.8 REQUIRED COMPONENTS Interpreter Development.Module ${SKB
 execute_process(
   COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
   OUTPUT_VARIABLE nanobind_ROOT
-  OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  ERROR_VARIABLE error
   RESULT_VARIABLE result)
 if(NOT result EQUAL 0)
-  message(FATAL_ERROR "FDMA_BUILD_PYTHON=ON needs the package nanobind for ${Python_EXECUTABLE}: pip install nanobind")
+  message(FATAL_ERROR "FDMA_BUILD_PYTHON=ON needs the package nanobind for ${Python_EXECUTABLE} (pip install nanobind):\n"
+                      "${error}")
 endif()
 find_package(nanobind CONFIG REQUIRED)
 
