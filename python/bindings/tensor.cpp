@@ -66,10 +66,11 @@ const ExchangeApi* exchange_api(nb::handle type) {
                             .c_str());
 }
 
-// Text of the Python exception that is set, which is cleared.
+// First line of the Python exception that is set, which is cleared. Below it torch puts its C++ stack.
 std::string take_python_error() {
   const nb::python_error error;
-  return text_of(error.value());
+  const std::string text = text_of(error.value());
+  return text.substr(0, text.find('\n'));
 }
 
 fdma_dtype dtype_from_dlpack(DlDtype dtype, DtypeSet accepted) {

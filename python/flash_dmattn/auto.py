@@ -7,7 +7,7 @@ import torch
 
 from flash_dmattn.backends import backend_for_device, find_backend
 from flash_dmattn.backends.base import AttentionFunction, Backend
-from flash_dmattn.inputs import check_types
+from flash_dmattn.inputs import not_a_tensor
 
 # What can run does not change while a process lives, and asking costs more than a small call. Refusals are not kept.
 _backend_for_device: Callable[[str], Backend] = lru_cache(maxsize=None)(backend_for_device)
@@ -66,7 +66,7 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
 
 def _choose(forced: Optional[Backend], query: Any) -> Backend:
     if not isinstance(query, torch.Tensor):
-        check_types(query, None, None, None, None, None)
+        raise TypeError(not_a_tensor("query", query))
     if forced is None:
         return _backend_for_device(query.device.type)
     if query.device.type != forced.device_type:

@@ -20,14 +20,18 @@ def check_types(query: Any, key: Any, value: Any, attn_mask: Any, attn_bias: Any
         and (deterministic is None or deterministic is True or deterministic is False)
     ):
         return
-    required = {"query": query, "key": key, "value": value}
-    for name, given in required.items():
+    for name, given in {"query": query, "key": key, "value": value}.items():
         if not isinstance(given, tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
+            raise TypeError(not_a_tensor(name, given))
     for name, given in {"attn_mask": attn_mask, "attn_bias": attn_bias}.items():
         if given is not None and not isinstance(given, tensor):
-            raise TypeError(f"{name} must be a torch.Tensor or None, got {type(given).__name__}")
+            raise TypeError(not_a_tensor(name, given, " or None"))
     raise TypeError(f"deterministic must be a bool or None, got {deterministic!r}")
+
+
+def not_a_tensor(name: str, given: Any, otherwise: str = "") -> str:
+    """Message of a refusal."""
+    return f"{name} must be a torch.Tensor{otherwise}, got {type(given).__name__}"
 
 
 def needs_gradient(

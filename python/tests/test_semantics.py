@@ -74,6 +74,15 @@ def test_all_ones_mask_and_zero_bias_change_nothing(target) -> None:
     torch.testing.assert_close(target.attention(**inputs), plain)
 
 
+def test_a_float32_bias_keeps_its_precision(target) -> None:
+    case = next(case for case in CASES if case.name == "bias of torch.float32")
+    inputs = case.inputs(target.dtype, target.device)
+    expected = target.attention(**inputs)
+    # In 16 bits the spacing of numbers near 1024 is 1 or 8: a rounded bias would be nearly constant.
+    shifted = target.attention(**{**inputs, "attn_bias": inputs["attn_bias"] + 1024})
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=2e-3 if target.dtype == torch.float32 else 2e-2)
+
+
 def test_output_is_contiguous_whatever_the_layout_of_query(target) -> None:
     case = next(case for case in CASES if case.name == "head-major memory")
     inputs = case.inputs(target.dtype, target.device)
