@@ -40,7 +40,7 @@ class Scratch {
   void* data_ = nullptr;
 };
 
-fdma_tensor read_on(fdma_device device, nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kAny) {
+fdma_tensor read_on(fdma_device device, nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kNumbers) {
   const TensorView view = read_tensor(object, name, dtypes);
   check_same_device(view, name, device);
   return view.tensor;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention.hpp"
+#include "error.hpp"
 #include "fdma/device.h"
 #include "fdma/version.h"
 
@@ -16,7 +17,7 @@ namespace {
 
 std::optional<std::string> cuda_unsupported_reason(int32_t device) {
   if (fdma_device_supported({FDMA_DEVICE_CUDA, device}) == FDMA_SUCCESS) return std::nullopt;
-  return fdma_last_error_message();
+  return last_message();
 }
 
 std::string version_text() {

@@ -169,8 +169,11 @@ TensorView describe(nb::handle object, const char* name, const DlTensor& source,
   }
   view.tensor.dtype = dtype_from_dlpack(source.dtype, dtypes);
   if (view.tensor.dtype == FDMA_DTYPE_NONE) {
-    const std::string dtype = text_of(object.attr("dtype"));
-    throw nb::type_error((std::string(name) + " has dtype " + dtype + ", which this argument does not take").c_str());
+    const char* accepted = dtypes == DtypeSet::kMask
+                               ? "bool, integers, float16, bfloat16, float32, float64"
+                               : "float16, bfloat16, float32 (for query, key and value on the CPU only)";
+    throw nb::type_error(
+        (std::string(name) + ".dtype is " + text_of(object.attr("dtype")) + "; accepted: " + accepted).c_str());
   }
   if (source.ndim < 1 || source.ndim > FDMA_MAX_RANK) {
     throw nb::value_error((std::string(name) + " has " + std::to_string(source.ndim) + " dimensions; 1 to " +

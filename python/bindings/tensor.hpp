@@ -17,14 +17,14 @@ struct TensorView {
 
 // Which dtypes a view may have.
 enum class DtypeSet {
-  kAny,   // every dtype of fdma_dtype
-  kMask,  // also unsigned integers, read as signed ones of their width: non-zero is the same bits
+  kNumbers,  // every dtype of fdma_dtype; the library says which of them the argument takes
+  kMask,     // also unsigned integers, read as signed ones of their width: non-zero is the same bits
 };
 
 // Reads `object` without copying, owning or detaching it. `name` is the argument as the Python caller knows it. Raises
 // TypeError for what is no tensor or has a dtype that the C API cannot name, ValueError for a device, layout or rank
 // that it cannot describe.
-TensorView read_tensor(nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kAny);
+TensorView read_tensor(nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kNumbers);
 
 // Raises ValueError unless `view` lies on `device`, the device of query.
 void check_same_device(const TensorView& view, const char* name, fdma_device device);
