@@ -1,0 +1,265 @@
+"""Who is measured: this project and its peers, each behind the same three questions.
+
+`reason` says why an implementation cannot run a workload (None when it can), `build` turns the workload's tensors into
+a call, `remark` says where the call does less than the contract asks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass, field
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.workloads import Inputs, Workload, topk_mask
+
+
+@dataclass
+class Call:
+    """`forward` gives (B, L, H, D); `leaves` are the tensors that backward differentiates, by name."""
+
+    forward: Callable[[], torch.Tensor]
+    leaves: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Impl:
+    """One way to run a workload on some devices."""
+
+    name: str
+    devices: tuple[str, ...] = ("cuda",)
+    passes: tuple[str, ...] = ("fwd", "bwd")
+
+    def reason(self, workload: Workload) -> str | None:
+        return None
+
+    def remark(self, workload: Workload) -> str | None:
+        return None
+
+    def build(self, inputs: Inputs) -> Call:
+        raise AssertionError(f"{type(self).__name__} defines no build")
+
+
+def _import_reason(module: str, attribute: str) -> str | None:
+    try:
+        getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a broken installation raises anything; whatever it is, it is the reason
+        return f"{module}.{attribute} cannot be imported: {type(error).__name__}: {error}"
+    return None
+
+
+def _qkv(inputs: Inputs) -> dict[str, torch.Tensor]:
+    return {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+
+
+class Fdma(Impl):
+    """flash_dmattn itself, through flash_dmattn_func, which serves the device of the tensors."""
+
+    def __init__(self, device: str):
+        self.name = device
+        self.devices = (device,)
+
+    def reason(self, workload: Workload) -> str | None:
+        unsupported = _import_reason("flash_dmattn", "flash_dmattn_func")
+        if unsupported:
+            return unsupported
+        import flash_dmattn
+
+        backends = flash_dmattn.get_available_backends()
+        return None if self.name in backends else f"backend {self.name} is not available (available: {backends})"
+
+    def build(self, inputs: Inputs) -> Call:
+        from flash_dmattn import flash_dmattn_func
+
+        def forward() -> torch.Tensor:
+            return flash_dmattn_func(
+                inputs.query,
+                inputs.key,
+                inputs.value,
+                attn_mask=inputs.mask,
+                attn_bias=inputs.bias,
+                is_causal=inputs.workload.is_causal,
+            )
+
+        leaves = _qkv(inputs)
+        if inputs.bias is not None:
+            leaves["bias"] = inputs.bias
+        return Call(forward, leaves)
+
+
+class Sdpa(Impl):
+    """torch SDPA, forced to one of its backends; `backend` None leaves the choice to torch."""
+
+    def __init__(self, name: str, backend: str | None, devices: tuple[str, ...], *, masks: bool, bias_grad: bool):
+        self.name = name
+        self.devices = devices
+        self._backend = backend
+        self._masks = masks
+        self._bias_grad = bias_grad
+
+    def reason(self, workload: Workload) -> str | None:
+        if (workload.mask or workload.bias) and not self._masks:
+            return "takes neither mask nor bias"
+        return None
+
+    def remark(self, workload: Workload) -> str | None:
+        if not (workload.mask or workload.bias):
+            return None
+        folded = "mask, causality and bias are folded into one additive term beforehand, not timed"
+        return folded if self._bias_grad or not workload.bias else folded + "; no bias gradient"
+
+    def build(self, inputs: Inputs) -> Call:
+        workload = inputs.workload
+        masked = inputs.mask is not None or inputs.bias is not None
+        additive = inputs.additive if masked else None
+        if additive is not None and not self._bias_grad:
+            additive = additive.detach()
+
+        def attend() -> torch.Tensor:
+            out = F.scaled_dot_product_attention(
+                inputs.query.transpose(1, 2),
+                inputs.key.transpose(1, 2),
+                inputs.value.transpose(1, 2),
+                attn_mask=additive,
+                is_causal=workload.is_causal and not masked,
+                **({"enable_gqa": True} if workload.heads != workload.heads_kv else {}),
+            )
+            return out.transpose(1, 2)
+
+        def forward() -> torch.Tensor:
+            if self._backend is None:
+                return attend()
+            from torch.nn.attention import SDPBackend, sdpa_kernel
+
+            with sdpa_kernel(getattr(SDPBackend, self._backend)):
+                return attend()
+
+        leaves = _qkv(inputs)
+        if additive is not None and additive.requires_grad:
+            leaves["bias"] = additive
+        return Call(forward, leaves)
+
+
+class Flex(Impl):
+    """FlexAttention, compiled; the bias is a score_mod, mask and causality are a block mask."""
+
+    name = "flex"
+
+    def __init__(self, compiled: bool = True):
+        self._compiled = compiled
+
+    def reason(self, workload: Workload) -> str | None:
+        return _import_reason("torch.nn.attention.flex_attention", "flex_attention")
+
+    def remark(self, workload: Workload) -> str | None:
+        if not (workload.mask or workload.bias):
+            return None
+        built = "the block mask is built beforehand, not timed"
+        return built + "; no bias gradient" if workload.bias else built
+
+    def build(self, inputs: Inputs) -> Call:
+        import torch._functorch.config
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        workload = inputs.workload
+        mask, bias = inputs.mask, None if inputs.bias is None else inputs.bias.detach()
+        if self._compiled:
+            torch._dynamo.reset()  # one shape at a time: earlier ones would count against the recompile limit
+            torch._functorch.config.donated_buffer = False  # backward is timed several times on one graph
+            flex_attention = torch.compile(flex_attention, dynamic=False)
+
+        def sees(b, h, q, k):
+            visible = q >= k if workload.is_causal else q >= 0
+            return visible if mask is None else visible & (mask[b, h, q, k] != 0)
+
+        def add_bias(score, b, h, q, k):
+            return score + bias[b, h, q, k]
+
+        block_mask = None
+        if mask is not None or workload.is_causal:
+            batch, heads = (None, None) if mask is None else mask.shape[:2]
+            block_mask = create_block_mask(
+                sees, batch, heads, workload.length, workload.length, device=workload.device, _compile=self._compiled
+            )
+
+        def forward() -> torch.Tensor:
+            out = flex_attention(
+                inputs.query.transpose(1, 2),
+                inputs.key.transpose(1, 2),
+                inputs.value.transpose(1, 2),
+                score_mod=None if bias is None else add_bias,
+                block_mask=block_mask,
+                enable_gqa=workload.heads != workload.heads_kv,
+            )
+            return out.transpose(1, 2)
+
+        return Call(forward, _qkv(inputs))
+
+
+class FlashAttention(Impl):
+    """FlashAttention-2 (flash_attn) or -4 (flash_attn.cute), where installed."""
+
+    def __init__(self, name: str, module: str):
+        self.name = name
+        self._module = module
+
+    def reason(self, workload: Workload) -> str | None:
+        if workload.mask or workload.bias:
+            return "takes neither mask nor bias"
+        return _import_reason(self._module, "flash_attn_func")
+
+    def build(self, inputs: Inputs) -> Call:
+        flash_attn_func = importlib.import_module(self._module).flash_attn_func
+
+        def forward() -> torch.Tensor:
+            out = flash_attn_func(inputs.query, inputs.key, inputs.value, causal=inputs.workload.is_causal)
+            return out[0] if isinstance(out, tuple) else out
+
+        return Call(forward, _qkv(inputs))
+
+
+class TorchTopk(Impl):
+    """Building the dynamic mask from the bias as the API reference does, with torch."""
+
+    name = "torch-topk"
+    devices = ("cuda", "cpu")
+    passes = ("select",)
+
+    def reason(self, workload: Workload) -> str | None:
+        return None if workload.mask == "topk" else "this workload selects nothing"
+
+    def build(self, inputs: Inputs) -> Call:
+        return Call(lambda: topk_mask(inputs.bias, inputs.workload.keep))
+
+
+# In order of interest: when the time runs out, the last ones go unmeasured. Flex compiles for each workload.
+IMPLS: tuple[Impl, ...] = (
+    Fdma("cuda"),
+    Fdma("cpu"),
+    TorchTopk(),
+    FlashAttention("fa2", "flash_attn"),
+    Sdpa("sdpa-flash", "FLASH_ATTENTION", ("cuda",), masks=False, bias_grad=False),
+    Sdpa("sdpa-cudnn", "CUDNN_ATTENTION", ("cuda",), masks=True, bias_grad=False),
+    FlashAttention("fa4", "flash_attn.cute"),
+    Sdpa("sdpa-efficient", "EFFICIENT_ATTENTION", ("cuda",), masks=True, bias_grad=True),
+    Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True),
+    Flex(),
+)
+OURS = ("cuda", "cpu")
+
+
+def explain_failure(run: Callable[[], object]) -> str | None:
+    """Why `run` fails, in one line, or None. torch SDPA gives its reasons as warnings: they are part of the answer."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            run()
+        except torch.cuda.OutOfMemoryError as error:
+            return f"out of memory: {str(error).splitlines()[0]}"
+        except Exception as error:  # a peer may fail in any way; the table says how
+            first = (str(error).splitlines() or [""])[0]
+            reasons = [str(warning.message).splitlines()[0] for warning in caught]
+            return "; ".join([f"{type(error).__name__}: {first}", *reasons[:4]])
+    return None
