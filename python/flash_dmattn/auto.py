@@ -65,11 +65,13 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
 
 
 def _choose(forced: Optional[Backend], query: Any) -> Backend:
-    if not isinstance(query, torch.Tensor):
-        raise TypeError(not_a_tensor("query", query))
+    try:
+        device_type = query.device.type
+    except AttributeError:
+        raise TypeError(not_a_tensor("query", query)) from None
     if forced is None:
-        return _backend_for_device(query.device.type)
-    if query.device.type != forced.device_type:
+        return _backend_for_device(device_type)
+    if device_type != forced.device_type:
         raise RuntimeError(
             f"backend {forced.name!r} takes {forced.device_type} tensors, query is on {query.device}; "
             f"move the tensors or leave the choice to flash_dmattn_func_auto()"
