@@ -1,0 +1,180 @@
+"""The benchmarks on a CPU: formulas, checks, the schema of the results and the README's text."""
+
+import json
+import math
+
+import pytest
+import torch
+from benchmarks import report
+from benchmarks.check import Reference
+from benchmarks.cli import main
+from benchmarks.impls import Call, Fdma, Flex, Impl, Sdpa, TorchTopk
+from benchmarks.runner import run, tflops
+from benchmarks.workloads import Inputs, Workload
+
+SMALL = Workload("small", 2, 96, 4, 2, 16, True, "float32", "cpu")
+MASKED = Workload(
+    "masked", 2, 96, 2, 2, 16, True, "float32", "cpu", "random", "topk", 24, passes=("select", "fwd", "bwd")
+)
+SDPA = Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True)
+
+
+def test_flops():
+    dense = report.known_workloads()["dense-full"]
+    assert dense.flops("fwd") == 4 * 16 * 16384**2 * 128
+    assert dense.flops("bwd") == 2.5 * dense.flops("fwd")
+    assert report.known_workloads()["dense-causal"].flops("fwd") == dense.flops("fwd") / 2
+    assert dense.flops("select") is None
+    # DESIGN.md section 6: cuDNN's 3.67 ms forward of dense-full on an H100 are about 600 TFLOP/s.
+    assert tflops(dense, "fwd", 3.67) == pytest.approx(599, abs=1)
+
+
+def test_workloads_have_distinct_names():
+    assert (
+        len(report.known_workloads()) == len({workload.name for workload in report.WORKLOADS}) == len(report.WORKLOADS)
+    )
+
+
+def test_topk_mask_keeps_the_largest():
+    inputs = Inputs(MASKED)
+    assert (inputs.mask.sum(-1) == MASKED.keep).all()
+    kept = inputs.bias.detach().masked_fill(inputs.mask == 0, math.inf).amin(-1)
+    dropped = inputs.bias.detach().masked_fill(inputs.mask != 0, -math.inf).amax(-1)
+    assert (kept >= dropped).all()
+
+
+def test_tile_mask_hides_its_share():
+    inputs = Inputs(report.known_workloads()["cpu-tiles"])
+    hidden = 1.0 - inputs.mask.float().mean().item()
+    assert hidden == pytest.approx(0.9, abs=0.02)
+    assert inputs.mask.any(-1).all()
+
+
+@pytest.mark.parametrize("workload", [SMALL, MASKED], ids=lambda workload: workload.name)
+def test_peers_agree_with_the_reference(workload):
+    results = run([workload], [SDPA, TorchTopk()], ["select", "fwd", "bwd"], budget_s=60, quick=True)
+    assert not results.left_out
+    expected = {("fwd", "sdpa"), ("bwd", "sdpa")} | ({("select", "torch-topk")} if workload is MASKED else set())
+    assert {(row.which, row.impl) for row in results.rows} == expected
+
+
+@pytest.mark.parametrize("workload", [SMALL, MASKED], ids=lambda workload: workload.name)
+def test_flex_agrees_with_the_reference(workload):
+    inputs = Inputs(workload)
+    # On a CPU FlexAttention refuses tensors that need a gradient.
+    for name in ("query", "key", "value"):
+        setattr(inputs, name, getattr(inputs, name).detach())
+    call = Flex(compiled=False).build(inputs)
+    assert Reference(inputs, with_gradients=False).fault("out", call.forward()) is None
+
+
+@pytest.mark.parametrize("workload", [SMALL, MASKED], ids=lambda workload: workload.name)
+def test_this_project_agrees_with_the_reference(workload):
+    pytest.importorskip("flash_dmattn")
+    results = run([workload], [Fdma("cpu")], ["fwd", "bwd"], budget_s=60, quick=True)
+    assert not results.left_out
+    assert [row.which for row in results.rows] == ["fwd", "bwd"]
+
+
+class Wrong(Impl):
+    """Attention with an error that `spoil` puts into its output."""
+
+    name = "wrong"
+    devices = ("cpu",)
+
+    def __init__(self, spoil):
+        self._spoil = spoil
+
+    def build(self, inputs: Inputs) -> Call:
+        right = SDPA.build(inputs)
+        return Call(lambda: self._spoil(right.forward()), right.leaves)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda out: out * 1.01, "relative error of out"),
+        (lambda out: out.roll(1, dims=2), "relative error of out"),
+        (lambda out: out + torch.where(torch.arange(out.shape[1])[:, None, None] == 3, math.nan, 0.0), "not finite"),
+        (lambda out: out + (out - out.detach()), "relative error of query"),
+    ],
+    ids=["scaled", "wrong head", "nan", "gradient"],
+)
+def test_a_wrong_answer_is_reported_and_not_timed(spoil, reason):
+    results = run([SMALL], [Wrong(spoil)], ["fwd", "bwd"], budget_s=60, quick=True)
+    assert not results.rows
+    assert "wrong, so not timed" in results.left_out[0]["reason"]
+    assert reason in results.left_out[0]["reason"]
+
+
+def test_a_failure_is_a_reason():
+    def fail(_):
+        raise RuntimeError("no kernel for this")
+
+    results = run([SMALL], [Wrong(fail)], ["fwd"], budget_s=60, quick=True)
+    assert results.left_out == [{"workload": "small", "impl": "wrong", "reason": "RuntimeError: no kernel for this"}]
+
+
+def test_no_time_left_is_a_reason():
+    results = run([SMALL], [SDPA], ["fwd"], budget_s=-1, quick=True)
+    assert "--budget-seconds" in results.left_out[0]["reason"]
+
+
+def test_reference_covers_the_last_kv_head():
+    reference = Reference(Inputs(SMALL), with_gradients=True)
+    assert reference.expected["out"].shape == (2, 96, 16)
+    assert reference.expected["key"].shape == (96, 16)
+
+
+def test_json_schema(tmp_path):
+    output = tmp_path / "results.json"
+    assert main(["--device", "cpu", "--quick", "--workloads", "cpu-dense,seed-dma", "--output", str(output)]) == 0
+    document = json.loads(output.read_text())
+    assert {"gpu", "date", "source_digest", "versions", "rows"} <= set(document)
+    assert len(document["source_digest"]) == 64
+    assert {row["workload"] for row in document["rows"]} == {"cpu-dense", "seed-dma"}
+    for row in document["rows"]:
+        assert set(row) == {"workload", "pass", "impl", "ms", "tflops", "peak_mib"}
+        assert row["pass"] in ("fwd", "bwd", "select")
+        assert row["ms"] > 0
+
+
+def document_of(ours: float, peer: float) -> dict:
+    def row(impl, ms):
+        return {"workload": "dense-full", "pass": "fwd", "impl": impl, "ms": ms, "tflops": 1.0, "peak_mib": 1.0}
+
+    return {
+        "gpu": "Some GPU",
+        "date": "2026-01-01T00:00:00+00:00",
+        "versions": {"torch": "2.13.0", "cuda": "13.0"},
+        "rows": [row("cuda", ours), row("fa2", peer), row("sdpa-efficient", 9.0)],
+        "shapes": {"dense-full": "B1"},
+        "remarks": [],
+        "left_out": [],
+    }
+
+
+def test_readme_says_where_we_lose():
+    lost = report.readme_section([document_of(2.0, 1.0)])
+    assert "fa2 1.000 | 0.50 |" in lost
+    assert "Slower than the best peer in: dense-full fwd (0.50)." in lost
+    won = report.readme_section([document_of(1.0, 2.0)])
+    assert "Slower" not in won
+    assert "No GPU results" not in won
+
+
+def test_readme_without_results_says_so():
+    assert "No GPU results are recorded yet" in report.readme_section([])
+
+
+def test_readme_is_current():
+    readme = report.README.read_text()
+    assert report.with_section(readme, report.readme_section(report.recorded_documents())) == readme, (
+        "run `python -m benchmarks --readme`"
+    )
+
+
+def test_unknown_names_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--workloads", "dense"])
+    assert "got dense; accepted are dense-causal" in capsys.readouterr().err

@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Builds this project, tests it on an NVIDIA GPU and records the result in tests/gpu_record.json.
+
+Four steps: build (and install of the Python package below the build folder), ctest, pytest, and compute-sanitizer's
+memcheck, racecheck, synccheck and initcheck over a selection of the GPU tests. A step that fails is recorded as failed
+and makes the exit code 1. `--verify` runs nothing: it tells whether the record is of the sources beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that this runs as a script from anywhere
+
+from tools.gpu_record import SANITIZERS, STEPS, TestCounts, read_junit, read_sanitizer_errors, verify  # noqa: E402
+from tools.source_digest import source_digest  # noqa: E402
+
+RECORD = ROOT / "tests" / "gpu_record.json"
+DEFAULT_TIMEOUT_S = {"build": 1800, "ctest": 900, "pytest": 1200, "sanitizers": 1800}
+TAIL_LINES = 15  # of a failing command's output, kept in the record
+
+# GoogleTest pattern of the tests that run under the sanitizers, which slow a kernel down a hundredfold.
+SANITIZER_FILTER = "Gpu/AttentionSemantics.*_bfloat16:AttentionStreamsGpu.*"
+
+
+class StepError(Exception):
+    """Why a step failed."""
+
+
+class Check:
+    """One run: where things are, and the steps."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.build_dir = args.build_dir.resolve()
+        self.reuse = args.reuse_build
+        self.cmake_args = args.cmake_arg
+        self.everything = args.all
+        self.sanitizer_filter = args.sanitizer_filter
+        self.sanitizers = args.sanitizers
+        self.timeouts = dict(DEFAULT_TIMEOUT_S)
+        if args.timeout:
+            self.timeouts = dict.fromkeys(STEPS, args.timeout)
+        self.logs = self.build_dir / "gpu_check"
+        self.deadline = 0.0
+
+    def start(self, step: str) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.deadline = time.monotonic() + self.timeouts[step]
+
+    def _command(self, name: str, command: Sequence[object], env: dict | None = None) -> tuple[int, str]:
+        """(exit status, output) of a command, which gets what is left of the step's time."""
+        words = [str(word) for word in command]
+        print("+", " ".join(words), flush=True)
+        log = self.logs / f"{name}.log"
+        with log.open("w+") as out:
+            process = subprocess.Popen(
+                words, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
+            )
+            try:
+                status = process.wait(timeout=max(1.0, self.deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise StepError(f"{words[0]} ran past the time limit of its step; log: {log}") from None
+        output = log.read_text(errors="replace")
+        if status != 0:
+            print(_tail(output), flush=True)
+        return status, output
+
+    def _must(self, name: str, command: Sequence[object], env: dict | None = None) -> str:
+        status, output = self._command(name, command, env)
+        if status != 0:
+            raise StepError(f"{command[0]} ended with status {status}: {_tail(output)}")
+        return output
+
+    def build(self) -> dict:
+        if not self.reuse:
+            configure = ["cmake", "-S", ROOT, "-B", self.build_dir, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+            options = ["-DFDMA_BUILD_TESTS=ON", "-DFDMA_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+            self._must("configure", [*configure, *options, *self.cmake_args])
+            self._must("build", ["cmake", "--build", self.build_dir])
+        elif not (self.build_dir / "CMakeCache.txt").exists():
+            raise StepError(f"--reuse-build: {self.build_dir} holds no build (no CMakeCache.txt)")
+        shutil.rmtree(self._package_dir(), ignore_errors=True)
+        install = ["cmake", "--install", self.build_dir, "--component", "python", "--prefix", self._package_dir()]
+        self._must("install", install)
+        info = self._build_info()
+        if not info["cuda_built"]:
+            raise StepError(
+                f"the library was built without CUDA, so nothing would run on the GPU: {info['build_info']}"
+            )
+        return info
+
+    def _package_dir(self) -> Path:
+        return self.build_dir / "gpu_check" / "site"
+
+    def _find(self, name: str) -> Path:
+        found = sorted(path for path in self.build_dir.rglob(name) if path.is_file() and "site" not in path.parts)
+        if not found:
+            raise StepError(f"no {name} below {self.build_dir}: run the build step first, with FDMA_BUILD_TESTS=ON")
+        return found[0]
+
+    def _build_info(self) -> dict:
+        library = ctypes.CDLL(str(self._find("libfdma.so")))
+        library.fdma_build_info.restype = ctypes.c_char_p
+        return {"build_info": library.fdma_build_info().decode(), "cuda_built": bool(library.fdma_cuda_built())}
+
+    def ctest(self) -> dict:
+        junit = self.logs / "ctest.xml"
+        junit.unlink(missing_ok=True)
+        test = [
+            "ctest",
+            "--test-dir",
+            self.build_dir,
+            "--output-on-failure",
+            "--parallel",
+            "4",
+            "--output-junit",
+            junit,
+        ]
+        status, output = self._command("ctest", [*test] if self.everything else [*test, "-L", "gpu"])
+        return self._counted("ctest", junit, status, output)
+
+    def pytest(self) -> dict:
+        junit = self.logs / "pytest.xml"
+        junit.unlink(missing_ok=True)
+        test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "python/tests"]
+        env = {"PYTHONPATH": os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")}
+        status, output = self._command("pytest", test if self.everything else [*test, "-m", "gpu"], env)
+        return self._counted("pytest", junit, status, output)
+
+    @staticmethod
+    def _counted(name: str, junit: Path, status: int, output: str) -> dict:
+        if not junit.exists():
+            raise StepError(f"{name} wrote no {junit.name} and ended with status {status}: {_tail(output)}")
+        counts = read_junit(junit)
+        return {**counts.as_json(), "problem": _test_problem(name, counts, status)}
+
+    def sanitize(self) -> dict:
+        tool = shutil.which("compute-sanitizer") or _toolkit_file("compute-sanitizer")
+        if tool is None:
+            raise StepError("compute-sanitizer is not on the PATH, nor beside nvcc, nor in /usr/local/cuda/bin")
+        binary = self._find("fdma_op_tests")
+        results = {name: self._sanitize_once(tool, name, binary) for name in self.sanitizers}
+        bad = [f"{name}: {result['problem']}" for name, result in results.items() if result["problem"]]
+        missing = [name for name in SANITIZERS if name not in results]
+        if missing:
+            bad.append(f"not run: {', '.join(missing)}")
+        return {"filter": self.sanitizer_filter, "tools": results, "problem": "; ".join(bad) or None}
+
+    def _sanitize_once(self, tool: str, name: str, binary: Path) -> dict:
+        junit = self.logs / f"{name}.xml"
+        junit.unlink(missing_ok=True)
+        start = time.monotonic()
+        options = ["--tool", name, "--error-exitcode", "99", "--print-limit", "20"]
+        tests = [binary, f"--gtest_filter={self.sanitizer_filter}", f"--gtest_output=xml:{junit}"]
+        status, output = self._command(name, [tool, *options, *tests])
+        errors = read_sanitizer_errors(output)
+        counts = read_junit(junit) if junit.exists() else TestCounts()
+        problem = _test_problem("the selection", counts, 0)
+        if errors is None:
+            problem = f"no summary, status {status}: {_tail(output)}"
+        elif errors:
+            problem = f"{errors} errors: {_tail(output)}"
+        elif status != 0 and problem is None:
+            problem = f"ended with status {status}: {_tail(output)}"
+        kept = {"passed": counts.passed, "failed": counts.failed, "skipped": counts.skipped}
+        return {"errors": errors, **kept, "seconds": round(time.monotonic() - start, 1), "problem": problem}
+
+
+def _test_problem(name: str, counts: TestCounts, status: int) -> str | None:
+    if counts.failed:
+        return f"{counts.failed} failed: {', '.join(counts.failures[:10])}"
+    if not counts.passed:
+        return f"{name} ran no test ({counts.skipped} skipped: {', '.join(counts.skip_reasons) or 'none selected'})"
+    return f"{name} ended with status {status}" if status else None
+
+
+def _tail(output: str) -> str:
+    return "\n".join(output.strip().splitlines()[-TAIL_LINES:])
+
+
+def _toolkit_file(name: str) -> str | None:
+    nvcc = shutil.which("nvcc")
+    folders = [Path(nvcc).resolve().parent] if nvcc else []
+    found = [folder / name for folder in [*folders, Path("/usr/local/cuda/bin")] if (folder / name).exists()]
+    return str(found[0]) if found else None
+
+
+def machine() -> dict:
+    """GPU name, driver and CUDA toolkit of this machine."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise StepError(f"no NVIDIA GPU here: nvidia-smi says {error}") from None
+    name, driver = (part.strip() for part in line.rsplit(",", 1))
+    nvcc = shutil.which("nvcc") or _toolkit_file("nvcc") or "/usr/local/cuda/bin/nvcc"
+    try:
+        version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        version = ""
+    release = re.search(r"release ([\d.]+)", version)
+    return {"gpu": name, "driver": driver, "cuda": release.group(1) if release else "no nvcc"}
+
+
+def run_step(check: Check, step: str, action: Callable[[], dict]) -> dict:
+    """The step's entry in the record: ok, problem, seconds, and what the step found."""
+    print(f"== {step}", flush=True)
+    start = time.monotonic()
+    check.start(step)
+    try:
+        entry = action()
+    except StepError as error:
+        entry = {"problem": str(error)}
+    problem = entry.pop("problem", None)
+    print(f"== {step}: {problem or 'ok'}", flush=True)
+    return {"ok": problem is None, "problem": problem, "seconds": round(time.monotonic() - start, 1), **entry}
+
+
+def read_record(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def new_record(here: dict, digest: str, previous: dict | None) -> dict:
+    """An empty record, or with the steps of `previous` where that is of the same sources on the same machine."""
+    record = {**here, "source_digest": digest}
+    same = previous is not None and all(previous.get(name) == value for name, value in record.items())
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {**record, "date": now, "steps": dict(previous["steps"]) if same else {}}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    def subset(known: Sequence[str]) -> Callable[[str], list[str]]:
+        def read(text: str) -> list[str]:
+            unknown = [name for name in text.split(",") if name not in known]
+            if unknown:
+                raise argparse.ArgumentTypeError(f"got {', '.join(unknown)}; accepted are {', '.join(known)}")
+            return [name for name in known if name in text.split(",")]
+
+        return read
+
+    out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--verify", action="store_true", help="only tell whether the record is of these sources")
+    out.add_argument("--output", type=Path, default=RECORD, help="the record (default tests/gpu_record.json)")
+    out.add_argument("--steps", type=subset(STEPS), default=list(STEPS), help=f"of {','.join(STEPS)}, default: all")
+    out.add_argument("--update", action="store_true", help="keep the record's other steps, if of these sources and GPU")
+    out.add_argument("--build-dir", type=Path, default=ROOT / "build" / "gpu", help="default build/gpu")
+    out.add_argument("--reuse-build", action="store_true", help="take what --build-dir holds, as it is")
+    out.add_argument("--cmake-arg", action="append", default=[], help="for the configuration; may be repeated")
+    out.add_argument("--all", action="store_true", help="the tests without the label gpu too")
+    out.add_argument("--sanitizers", type=subset(SANITIZERS), default=list(SANITIZERS), help="default: all four")
+    out.add_argument("--sanitizer-filter", default=SANITIZER_FILTER, help="GoogleTest pattern for the sanitizers")
+    out.add_argument("--timeout", type=float, help="seconds for each step, instead of the steps' own limits")
+    return out.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    digest = source_digest()
+    if args.verify:
+        problem = verify(read_record(args.output), digest, args.output)
+        print(problem or f"{args.output} is of these sources")
+        return 1 if problem else 0
+    try:
+        here = machine()
+    except StepError as error:
+        print(error)
+        return 1
+    record = new_record(here, digest, read_record(args.output) if args.update else None)
+    check = Check(args)
+    actions = {"build": check.build, "ctest": check.ctest, "pytest": check.pytest, "sanitizers": check.sanitize}
+    for step in args.steps:
+        record["steps"][step] = run_step(check, step, actions[step])
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        if step == "build" and not record["steps"][step]["ok"]:
+            break
+    problem = verify(record, digest, args.output)
+    print(problem or f"all steps passed on {here['gpu']}: {args.output}")
+    return 0 if all(record["steps"].get(step, {}).get("ok") for step in args.steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
