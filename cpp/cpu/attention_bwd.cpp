@@ -26,7 +26,7 @@ namespace {
 
 // Scratch of one thread. `rows` are those of a block of queries.
 struct Scratch {
-  float* query;       // [rows][row]: scale * query
+  float* query;       // [rows][row]
   float* grad_out;    // [rows][row]
   float* grad_query;  // [rows][row]
   float* scores;      // [rows][kTile], then probabilities
@@ -132,9 +132,9 @@ void Backward::load_key_tile(int64_t b, int64_t kv_head, int64_t k_tile, const S
 
 void Backward::load_query_tile(int64_t b, const QueryTile& tile, const Scratch& s) const {
   const int64_t q0 = tile.index * kTile;
-  kernels_.load_rows(tensor_rows(p_, p_.query, b, q0, tile.head, tile.rows), p_.head_dim, p_.scale,
+  kernels_.load_rows(tensor_rows(p_, p_.query, b, q0, tile.head, tile.rows), p_.head_dim,
                      s.query + tile.first_row * row_, row_);
-  kernels_.load_rows(tensor_rows(p_, p_.grad_out, b, q0, tile.head, tile.rows), p_.head_dim, 1.0f,
+  kernels_.load_rows(tensor_rows(p_, p_.grad_out, b, q0, tile.head, tile.rows), p_.head_dim,
                      s.grad_out + tile.first_row * row_, row_);
 }
 
@@ -188,15 +188,15 @@ void Backward::add_key_and_value(const QueryTile& tile, int64_t keys, const Scra
 }
 
 void Backward::store_key_and_value(const KeyItem& item, int64_t keys, const Scratch& s) const {
-  float ones[kTile];  // the scale of grad_key is in the query rows
-  std::fill_n(ones, kTile, 1.0f);
-  const auto store = [&](const View4& view, const float* tile) {
+  const auto store = [&](const View4& view, const float* tile, float scale) {
     if (!view) return;
-    kernels_.store_rows(tile, row_, ones, p_.head_dim,
+    float scales[kTile];
+    std::fill_n(scales, kTile, scale);
+    kernels_.store_rows(tile, row_, scales, p_.head_dim,
                         tensor_rows(p_, view, item.batch, item.k_tile * kTile, item.kv_head, keys));
   };
-  store(p_.grad_key, s.grad_key);
-  store(p_.grad_value, s.grad_value);
+  store(p_.grad_key, s.grad_key, p_.scale);
+  store(p_.grad_value, s.grad_value, 1.0f);
 }
 
 void Backward::by_queries(const QueryBlock& block, const Scratch& s) const {
@@ -211,7 +211,7 @@ void Backward::by_queries(const QueryBlock& block, const Scratch& s) const {
       if (!visibility_.tile(block.batch, tile.head, tile.index, k_tile)) continue;
       if (!loaded) {
         load_key_tile(block.batch, block.kv_head, k_tile, s);
-        kernels_.load_rows(tensor_rows(p_, p_.key, block.batch, k_tile * kTile, block.kv_head, keys), p_.head_dim, 1.0f,
+        kernels_.load_rows(tensor_rows(p_, p_.key, block.batch, k_tile * kTile, block.kv_head, keys), p_.head_dim,
                            s.key, row_);
         loaded = true;
       }

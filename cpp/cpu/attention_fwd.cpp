@@ -24,7 +24,7 @@ constexpr int64_t kPartialSums = 16;
 
 // Scratch of one thread.
 struct Scratch {
-  float* query;       // [rows][row]: scale * query
+  float* query;       // [rows][row]
   float* acc;         // [rows][row]
   float* scores;      // [rows][kTile], then probabilities
   float* key;         // [D][kTile], transposed
@@ -64,7 +64,7 @@ void Forward::load_queries(const QueryBlock& block, const Scratch& scratch) cons
   for (int64_t i = 0; i < block.count; ++i) {
     const QueryTile& tile = block.tiles[i];
     kernels_.load_rows(tensor_rows(p_, p_.query, block.batch, tile.index * kTile, tile.head, tile.rows), p_.head_dim,
-                       p_.scale, scratch.query + tile.first_row * row_, row_);
+                       scratch.query + tile.first_row * row_, row_);
   }
   std::fill_n(scratch.acc, block.rows() * row_, 0.0f);
   std::fill_n(scratch.row_sum, block.rows() * kPartialSums, 0.0f);
@@ -84,7 +84,7 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
   const int64_t k0 = k_tile * kTile;
   const int64_t keys = min_of(kTile, p_.len_k - k0);
   kernels_.load_transposed(tensor_rows(p_, p_.key, block.batch, k0, block.kv_head, keys), p_.head_dim, s.key);
-  kernels_.load_rows(tensor_rows(p_, p_.value, block.batch, k0, block.kv_head, keys), p_.head_dim, 1.0f, s.value, row_);
+  kernels_.load_rows(tensor_rows(p_, p_.value, block.batch, k0, block.kv_head, keys), p_.head_dim, s.value, row_);
 
   for (int64_t i = 0; i < block.count; ++i) {
     if (!active[i]) continue;

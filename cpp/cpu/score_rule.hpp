@@ -64,6 +64,7 @@ inline ScoreRule score_rule(const AttentionProblem& problem, const Visibility& v
   rule.rows = tile.rows;
   rule.keys = min_of(kTile, problem.len_k - k0);
   rule.visible = visible;
+  rule.scale = problem.scale;
   rule.softcap = problem.softcap;
   if (problem.bias.kind != FDMA_BIAS_NONE) {
     const View4& view = problem.bias.view;

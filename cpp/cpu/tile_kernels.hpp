@@ -29,13 +29,14 @@ struct TensorRows {
   int64_t count;
 };
 
-// What turns scale * query.key into scores, for rows of one head and 64 keys.
+// What turns products of queries and keys into scores, for rows of one head and 64 keys.
 struct ScoreRule {
   int64_t rows;
   int64_t keys;             // keys inside the sequence: bias is not read past them
   const uint64_t* visible;  // bit k of word r: row r sees key k
-  float softcap;            // 0 = off
-  const void* bias;         // element (row 0, key 0), or null
+  float scale;
+  float softcap;     // 0 = off
+  const void* bias;  // element (row 0, key 0), or null
   fdma_dtype bias_dtype;
   int64_t bias_row_stride;  // elements; 0 = all rows share one
   int64_t bias_key_stride;  // 1, or 0 when all keys share one
@@ -49,8 +50,8 @@ struct TileKernels {
   void (*multiply)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b,
                    int64_t b_row, float* c, int64_t c_row, bool accumulate);
 
-  // tile[r][0, dim) = scale * source row r; columns up to the next multiple of 16 are zeroed.
-  void (*load_rows)(const TensorRows& source, int64_t dim, float scale, float* tile, int64_t tile_row);
+  // tile[r][0, dim) = source row r; columns up to the next multiple of 16 are zeroed.
+  void (*load_rows)(const TensorRows& source, int64_t dim, float* tile, int64_t tile_row);
   // tile[d][r] = source row r, element d, for r < 64; columns past source.count are zeroed.
   void (*load_transposed)(const TensorRows& source, int64_t dim, float* tile);
   // Row r of `destination` = scales[r] * tile row r, rounded to the nearest value of its dtype.
@@ -65,7 +66,7 @@ struct TileKernels {
                   int64_t dim);
 
   // scores[r][k] becomes the probability p = exp(score - lse[r]), grad[r][k], on entry the gradient of p, becomes the
-  // gradient of the uncapped score. Unless null, bias_grad[r * bias_grad_row + k] += gradient of the bias.
+  // gradient of scale * product. Unless null, bias_grad[r * bias_grad_row + k] += gradient of the bias.
   void (*softmax_grad)(const ScoreRule& rule, const float* lse, const float* delta, float* scores, float* grad,
                        float* bias_grad, int64_t bias_grad_row);
 

@@ -103,12 +103,12 @@ FDMA_SIMD void with_dtype(void* data, fdma_dtype dtype, Body body) {
   }
 }
 
-void load_rows(const TensorRows& source, int64_t dim, float scale, float* tile, int64_t tile_row) {
+void load_rows(const TensorRows& source, int64_t dim, float* tile, int64_t tile_row) {
   const int64_t padded = round_up<int64_t>(dim, 16);
   with_dtype(source.data, source.dtype, [&](auto* data) {
     for (int64_t r = 0; r < source.count; ++r) {
       for (int64_t d = 0; d < padded; d += kLanes) {
-        store(tile + r * tile_row + d, load_part(data + r * source.stride + d, dim - d) * scale);
+        store(tile + r * tile_row + d, load_part(data + r * source.stride + d, dim - d));
       }
     }
   });
@@ -147,7 +147,7 @@ void load_transposed(const TensorRows& source, int64_t dim, float* tile) {
     const int64_t count = max_of<int64_t>(0, min_of<int64_t>(4, source.count - r));
     if (count < 4) std::memset(rows, 0, sizeof(rows));
     if (count > 0) {
-      load_rows({data + r * source.stride * element, source.dtype, source.stride, count}, dim, 1.0f, rows, kMaxDim);
+      load_rows({data + r * source.stride * element, source.dtype, source.stride, count}, dim, rows, kMaxDim);
     }
     for (int64_t d = 0; d < dim; d += 4) transpose_4x4(rows + d, kMaxDim, tile + d * kTile + r, kTile);
   }
@@ -203,11 +203,11 @@ FDMA_SIMD void add_bias(const ScoreRule& rule, int64_t row, VecF* scores) {
   }
 }
 
-// Scores of one row from the products in `products`: soft-capped, with bias, -inf where hidden. With `capped` the
-// quotients tanh(x / softcap), which the gradient needs, are kept there.
+// Scores of one row from the products of its query and the keys: scaled, soft-capped, with bias, -inf where hidden.
+// With `capped` the quotients tanh(x / softcap), which the gradient needs, are kept there.
 template <bool kKeepCapped>
 FDMA_SIMD void row_scores(const ScoreRule& rule, int64_t row, const float* products, VecF* scores, VecF* capped) {
-  for (int i = 0; i < kRowVectors; ++i) scores[i] = load(products + i * kLanes);
+  for (int i = 0; i < kRowVectors; ++i) scores[i] = load(products + i * kLanes) * rule.scale;
   if (rule.softcap != 0.0f) {
     const float inverse = 1.0f / rule.softcap;
     for (int i = 0; i < kRowVectors; ++i) {
