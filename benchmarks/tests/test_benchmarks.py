@@ -58,6 +58,7 @@ def test_peers_agree_with_the_reference(workload):
     assert {(row.which, row.impl) for row in results.rows} == expected
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("workload", [SMALL, MASKED], ids=lambda workload: workload.name)
 def test_flex_agrees_with_the_reference(workload):
     inputs = Inputs(workload)
