@@ -1,4 +1,4 @@
-/* Symbol visibility. Everything that is not marked FDMA_API stays inside the library. */
+/* Symbol visibility and C linkage. Everything that is not marked FDMA_API stays inside the library. */
 #ifndef FDMA_EXPORT_H
 #define FDMA_EXPORT_H
 
@@ -11,9 +11,12 @@
 #ifdef __cplusplus
 #define FDMA_EXTERN_C_BEGIN extern "C" {
 #define FDMA_EXTERN_C_END }
+/* With a fixed type every number is a value of an enum, so that the library can refuse those that mean nothing. */
+#define FDMA_ENUM_TYPE : int
 #else
 #define FDMA_EXTERN_C_BEGIN
 #define FDMA_EXTERN_C_END
+#define FDMA_ENUM_TYPE
 #endif
 
 #endif

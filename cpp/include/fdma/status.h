@@ -6,14 +6,14 @@
 
 FDMA_EXTERN_C_BEGIN
 
-typedef enum fdma_status {
+typedef enum fdma_status FDMA_ENUM_TYPE {
   FDMA_SUCCESS = 0,
   /* 1xxx: the caller's arguments contradict the documentation. */
-  FDMA_INVALID_ARGUMENT = 1000,   /* a value out of its range, a null pointer, a struct that was not initialised */
-  FDMA_INVALID_SHAPE = 1010,      /* rank or extents do not fit together */
-  FDMA_INVALID_DTYPE = 1020,      /* dtype not among those the argument takes */
-  FDMA_INVALID_LAYOUT = 1030,     /* strides or pointer alignment */
-  FDMA_INVALID_WORKSPACE = 1040,  /* workspace missing, misaligned or too small */
+  FDMA_INVALID_ARGUMENT = 1000,  /* a value out of its range, a null pointer, a struct that was not initialised */
+  FDMA_INVALID_SHAPE = 1010,     /* rank or extents do not fit together */
+  FDMA_INVALID_DTYPE = 1020,     /* dtype not among those the argument takes */
+  FDMA_INVALID_LAYOUT = 1030,    /* strides or pointer alignment */
+  FDMA_INVALID_WORKSPACE = 1040, /* workspace missing, misaligned or too small */
   /* 2xxx: a valid request that this build, device or version does not serve. */
   FDMA_UNSUPPORTED = 2000,
   FDMA_UNSUPPORTED_DEVICE = 2010, /* library built without CUDA, no driver, or a GPU no kernel was built for */

@@ -11,7 +11,7 @@ FDMA_EXTERN_C_BEGIN
 
 #define FDMA_MAX_RANK 5
 
-typedef enum fdma_dtype {
+typedef enum fdma_dtype FDMA_ENUM_TYPE {
   FDMA_DTYPE_NONE = 0,
   FDMA_FLOAT16 = 1,
   FDMA_BFLOAT16 = 2,
@@ -25,10 +25,7 @@ typedef enum fdma_dtype {
   FDMA_INT64 = 21
 } fdma_dtype;
 
-typedef enum fdma_device_type {
-  FDMA_DEVICE_CPU = 1,
-  FDMA_DEVICE_CUDA = 2
-} fdma_device_type;
+typedef enum fdma_device_type FDMA_ENUM_TYPE { FDMA_DEVICE_CPU = 1, FDMA_DEVICE_CUDA = 2 } fdma_device_type;
 
 /* Where the pointers of a call live. `index` is the CUDA ordinal and 0 for the CPU. */
 typedef struct fdma_device {
@@ -49,7 +46,7 @@ typedef struct fdma_tensor {
   int64_t stride[FDMA_MAX_RANK];
 } fdma_tensor;
 
-typedef enum fdma_mask_kind {
+typedef enum fdma_mask_kind FDMA_ENUM_TYPE {
   FDMA_MASK_NONE = 0,
   FDMA_MASK_DENSE = 1, /* `tensor` holds one element a score, non-zero = visible */
   FDMA_MASK_BITS = 2   /* `tensor` describes the dense shape, its data is a packed mask */
@@ -65,10 +62,7 @@ typedef struct fdma_mask {
   fdma_tensor tensor;
 } fdma_mask;
 
-typedef enum fdma_bias_kind {
-  FDMA_BIAS_NONE = 0,
-  FDMA_BIAS_DENSE = 1
-} fdma_bias_kind;
+typedef enum fdma_bias_kind FDMA_ENUM_TYPE { FDMA_BIAS_NONE = 0, FDMA_BIAS_DENSE = 1 } fdma_bias_kind;
 
 /* What is added to the scaled, soft-capped scores.
    DENSE: ({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1}), FLOAT16, BFLOAT16 or FLOAT32 whatever the dtype of the query; stride of

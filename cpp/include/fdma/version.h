@@ -13,7 +13,7 @@ FDMA_EXTERN_C_BEGIN
 /* Version of the loaded library: major * 10000 + minor * 100 + patch. */
 FDMA_API int fdma_version(void);
 
-/* One line for bug reports: version, compiler, CUDA architectures and the CPU instruction set in use. Static storage. */
+/* One line for bug reports: version, compiler, CUDA architectures, CPU instruction set in use. Static storage. */
 FDMA_API const char* fdma_build_info(void);
 
 FDMA_EXTERN_C_END
