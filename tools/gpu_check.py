@@ -49,11 +49,18 @@ class Check:
         self.everything = args.all
         self.sanitizer_filter = args.sanitizer_filter
         self.sanitizers = args.sanitizers
+        self.earlier_sanitizers: dict[str, dict] = {}
         self.timeouts = dict(DEFAULT_TIMEOUT_S)
         if args.timeout:
             self.timeouts = dict.fromkeys(STEPS, args.timeout)
         self.logs = self.build_dir / "gpu_check"
         self.deadline = 0.0
+
+    def continue_record(self, record: dict) -> None:
+        """Sanitizers that the record holds for the same selection need not run again: each takes minutes."""
+        earlier = record["steps"].get("sanitizers", {})
+        if earlier.get("filter") == self.sanitizer_filter:
+            self.earlier_sanitizers = earlier.get("tools", {})
 
     def start(self, step: str) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -90,9 +97,10 @@ class Check:
             configure = ["cmake", "-S", ROOT, "-B", self.build_dir, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
             options = ["-DFDMA_BUILD_TESTS=ON", "-DFDMA_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
             self._must("configure", [*configure, *options, *self.cmake_args])
-            self._must("build", ["cmake", "--build", self.build_dir])
         elif not (self.build_dir / "CMakeCache.txt").exists():
             raise StepError(f"--reuse-build: {self.build_dir} holds no build (no CMakeCache.txt)")
+        # Also where a build is there: the record is to be of these sources, not of what was built from earlier ones.
+        self._must("build", ["cmake", "--build", self.build_dir])
         shutil.rmtree(self._package_dir(), ignore_errors=True)
         install = ["cmake", "--install", self.build_dir, "--component", "python", "--prefix", self._package_dir()]
         self._must("install", install)
@@ -153,7 +161,8 @@ class Check:
         if tool is None:
             raise StepError("compute-sanitizer is not on the PATH, nor beside nvcc, nor in /usr/local/cuda/bin")
         binary = self._find("fdma_op_tests")
-        results = {name: self._sanitize_once(tool, name, binary) for name in self.sanitizers}
+        results = {**self.earlier_sanitizers}
+        results.update((name, self._sanitize_once(tool, name, binary)) for name in self.sanitizers)
         bad = [f"{name}: {result['problem']}" for name, result in results.items() if result["problem"]]
         missing = [name for name in SANITIZERS if name not in results]
         if missing:
@@ -258,7 +267,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     out.add_argument("--steps", type=subset(STEPS), default=list(STEPS), help=f"of {','.join(STEPS)}, default: all")
     out.add_argument("--update", action="store_true", help="keep the record's other steps, if of these sources and GPU")
     out.add_argument("--build-dir", type=Path, default=ROOT / "build" / "gpu", help="default build/gpu")
-    out.add_argument("--reuse-build", action="store_true", help="take what --build-dir holds, as it is")
+    out.add_argument("--reuse-build", action="store_true", help="configure nothing: bring --build-dir up to date")
     out.add_argument("--cmake-arg", action="append", default=[], help="for the configuration; may be repeated")
     out.add_argument("--all", action="store_true", help="the tests without the label gpu too")
     out.add_argument("--sanitizers", type=subset(SANITIZERS), default=list(SANITIZERS), help="default: all four")
@@ -281,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     record = new_record(here, digest, read_record(args.output) if args.update else None)
     check = Check(args)
+    check.continue_record(record)
     actions = {"build": check.build, "ctest": check.ctest, "pytest": check.pytest, "sanitizers": check.sanitize}
     for step in args.steps:
         record["steps"][step] = run_step(check, step, actions[step])

@@ -104,6 +104,20 @@ def test_update_keeps_steps_of_the_same_sources_only():
     assert gpu_check.new_record({**here, "gpu": "H"}, "abc", previous)["steps"] == {}
 
 
+def test_sanitizers_may_run_in_several_goes(check, monkeypatch, tmp_path):
+    good = {"errors": 0, "problem": None}
+    monkeypatch.setattr(check, "_find", lambda name: tmp_path / name)
+    monkeypatch.setattr(check, "_sanitize_once", lambda tool, name, binary: good)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: name)
+    check.sanitizers = ["memcheck"]
+    assert check.sanitize()["problem"] == "not run: racecheck, synccheck, initcheck"
+    earlier = {"filter": check.sanitizer_filter, "tools": dict.fromkeys(SANITIZERS[1:], good)}
+    check.continue_record({"steps": {"sanitizers": {**earlier, "filter": "other"}}})
+    assert check.sanitize()["problem"]
+    check.continue_record({"steps": {"sanitizers": earlier}})
+    assert check.sanitize()["problem"] is None
+
+
 @pytest.fixture
 def check(tmp_path) -> gpu_check.Check:
     return gpu_check.Check(gpu_check.parse(["--build-dir", str(tmp_path)]))
