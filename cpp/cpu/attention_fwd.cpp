@@ -86,15 +86,15 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
   kernels_.load_transposed(tensor_rows(p_, p_.key, block.batch, k0, block.kv_head, keys), p_.head_dim, s.key);
   kernels_.load_rows(tensor_rows(p_, p_.value, block.batch, k0, block.kv_head, keys), p_.head_dim, s.value, row_);
 
-  for (int64_t i = 0; i < block.count; ++i) {
-    if (!active[i]) continue;
-    const int64_t first = block.tiles[i].first_row;
-    int64_t end = i, rows = 0;  // neighbouring active tiles share the products
-    for (; end < block.count && active[end]; ++end) rows += block.tiles[end].rows;
+  for (int64_t begin = 0, end = 0; begin < block.count; begin = end + 1) {
+    int64_t rows = 0;  // of neighbouring active tiles, which share the products; tile `end` is not active
+    for (end = begin; end < block.count && active[end]; ++end) rows += block.tiles[end].rows;
+    if (rows == 0) continue;
+    const int64_t first = block.tiles[begin].first_row;
 
     kernels_.multiply(rows, kTile, p_.head_dim, s.query + first * row_, row_, 1, s.key, kTile, s.scores + first * kTile,
                       kTile, false);
-    for (; i < end; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       const QueryTile& tile = block.tiles[i];
       const ScoreRule rule = score_rule(p_, visibility_, block.batch, tile, k_tile, s.visible);
       kernels_.softmax(rule, s.scores + tile.first_row * kTile, s.row_max + tile.first_row,
