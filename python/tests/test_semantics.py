@@ -71,7 +71,9 @@ def test_all_ones_mask_and_zero_bias_change_nothing(target) -> None:
     shape = case.score_shape("BHQK")
     inputs["attn_mask"] = torch.ones(shape, device=target.device)
     inputs["attn_bias"] = torch.zeros(shape, device=target.device)
-    torch.testing.assert_close(target.attention(**inputs), plain)
+    # A bias makes the scale a product of its own, so the last bits of fp32 sums may round the other way.
+    rounding = torch.finfo(target.dtype).eps * plain.abs().max().item()
+    torch.testing.assert_close(target.attention(**inputs), plain, rtol=0, atol=2 * rounding)
 
 
 def test_a_float32_bias_keeps_its_precision(target) -> None:
