@@ -21,6 +21,9 @@ namespace cuda {
 std::string unsupported_reason(int device);
 void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
+// As backward, with the tiles for devices with (`roomy`) or without more than 99 KB of shared memory a block, so that a
+// large GPU can test the tiles of small ones.
+void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy);
 }  // namespace cuda
 #endif
 

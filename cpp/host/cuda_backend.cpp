@@ -70,13 +70,22 @@ BiasView bias_view(const BiasProblem& bias, int64_t heads_q) {
   return view;
 }
 
+// Heads are a dimension of the grid.
+int32_t narrow_heads(int64_t value, const char* name) {
+  constexpr int64_t kLimit = 65535;
+  if (value > kLimit) {
+    throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: at most ", kLimit));
+  }
+  return static_cast<int32_t>(value);
+}
+
 void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
   params.query = tensor_view(problem.query);
   params.key = tensor_view(problem.key);
   params.value = tensor_view(problem.value);
   params.batch = narrow(problem.batch, "the batch size");
-  params.heads_q = narrow(problem.heads_q, "the number of query heads");
-  params.heads_kv = narrow(problem.heads_kv, "the number of key heads");
+  params.heads_q = narrow_heads(problem.heads_q, "the number of query heads");
+  params.heads_kv = narrow_heads(problem.heads_kv, "the number of key heads");
   params.group = static_cast<int32_t>(problem.group());
   params.len_q = narrow(problem.len_q, "the number of queries");
   params.len_k = narrow(problem.len_k, "the number of keys");
@@ -244,10 +253,13 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
 }
 
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream) {
+  backward_with_tiles(problem, workspace, stream, device_info(problem.device.index).roomy);
+}
+
+void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy) {
   const DeviceGuard guard(problem.device.index);
   const AttentionKernels& kernels = kernels_for(problem);
   BackwardParams params = backward_params(problem);
-  const bool roomy = device_info(problem.device.index).roomy;
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
   const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
   if (has_scores) bind_mask(params, problem, workspace, stream);

@@ -33,7 +33,7 @@ struct BiasView {
   ElementType type = ElementType::kFloat32;
   bool vector_rows = false;  // every row starts at a multiple of 16 bytes
 
-  FDMA_HOST_DEVICE int64_t offset(int64_t b, int64_t h, int64_t q) const {
+  FDMA_HOST_DEVICE int64_t offset(int64_t b, int32_t h, int64_t q) const {
     return b * stride_batch + (h / heads_per_bias_head) * stride_head + q * stride_row;
   }
 };
@@ -42,6 +42,7 @@ struct BiasView {
 struct AttentionParams {
   TensorView query, key, value;
   int32_t batch = 0, heads_q = 0, heads_kv = 0, group = 1;  // group = heads_q / heads_kv
+  int32_t batch_begin = 0;                                  // batch of blockIdx.z = 0, see launch_over_heads
   int32_t len_q = 0, len_k = 0, head_dim = 0;
   float scale = 1;    // of q.k
   float softcap = 0;  // 0 = off

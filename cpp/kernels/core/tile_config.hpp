@@ -30,7 +30,7 @@ struct BackwardTile {
   int score_warps_q;  // warps along the queries for S and dP (the others along the keys)
   int key_warps_k;    // warps along the keys for dK and dV (the others along the head dim)
   int query_warps_q;  // warps along the queries for dQ (the others along the head dim)
-  int query_stages;   // buffers for Q tiles
+  int query_stages;   // buffers for tiles of Q and dO
 };
 
 // `roomy`: the device gives a block more than 99 KB of shared memory (sm_80, sm_90, sm_100).

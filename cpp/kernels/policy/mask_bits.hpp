@@ -34,12 +34,12 @@ struct PackedMaskView {
   const uint32_t* tiles = nullptr;
   int64_t row_stride_batch = 0, row_stride_head = 0, row_stride = 0;
   int64_t tile_stride_batch = 0, tile_stride_head = 0, tile_stride = 0;  // tile_stride: from one row tile to the next
-  int64_t heads_per_mask_head = 1;                                       // query heads that share a mask head
+  int32_t heads_per_mask_head = 1;                                       // query heads that share a mask head
 
-  FDMA_HOST_DEVICE const uint32_t* row(int64_t b, int64_t h, int64_t q) const {
+  FDMA_HOST_DEVICE const uint32_t* row(int64_t b, int32_t h, int64_t q) const {
     return rows + b * row_stride_batch + (h / heads_per_mask_head) * row_stride_head + q * row_stride;
   }
-  FDMA_HOST_DEVICE const uint32_t* row_tile(int64_t b, int64_t h, int64_t q_tile) const {
+  FDMA_HOST_DEVICE const uint32_t* row_tile(int64_t b, int32_t h, int64_t q_tile) const {
     return tiles + b * tile_stride_batch + (h / heads_per_mask_head) * tile_stride_head + q_tile * tile_stride;
   }
 };
@@ -55,7 +55,7 @@ inline PackedMaskView packed_mask_view(const PackedMaskLayout& layout, const voi
   view.tile_stride = layout.rows == 1 ? 0 : layout.tile_words();
   view.tile_stride_head = layout.heads == 1 ? 0 : layout.row_tiles() * layout.tile_words();
   view.tile_stride_batch = layout.batch == 1 ? 0 : layout.heads * layout.row_tiles() * layout.tile_words();
-  view.heads_per_mask_head = heads_q / layout.heads;
+  view.heads_per_mask_head = static_cast<int32_t>(heads_q / layout.heads);
   return view;
 }
 

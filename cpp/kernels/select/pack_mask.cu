@@ -32,75 +32,141 @@ struct UnsignedOf<8> {
   using Type = uint64_t;
 };
 
-// Bits of the 8 elements from `source` on, of which `valid` exist. `care` has the sign bit cleared for floats.
+// The 8 elements a lane turns into one byte of bits, as vectors.
 template <typename Word>
-FDMA_DEVICE uint32_t pack_eight(const Word* source, int stride, int valid, bool vector, Word care) {
-  uint32_t bits = 0;
-  if (vector && valid >= 8) {
-    constexpr int kVectorBytes = sizeof(Word) == 1 ? 8 : 16;
-    constexpr int kPerVector = kVectorBytes / sizeof(Word);
-    using Vector = typename std::conditional<kVectorBytes == 8, uint2, uint4>::type;
+struct EightElements {
+  using Vector = typename std::conditional<sizeof(Word) == 1, uint2, uint4>::type;
+  static constexpr int kVectors = 8 * sizeof(Word) / sizeof(Vector);
+  Vector vectors[kVectors];
+
+  FDMA_DEVICE void load(const Word* source) {
 #pragma unroll
-    for (int v = 0; v < 8 / kPerVector; ++v) {
-      const Vector raw = __ldcs(reinterpret_cast<const Vector*>(source) + v);
-      const Word* element = reinterpret_cast<const Word*>(&raw);
-#pragma unroll
-      for (int e = 0; e < kPerVector; ++e) bits |= (element[e] & care) != 0 ? 1u << (v * kPerVector + e) : 0u;
-    }
-  } else {
-    for (int e = 0; e < min_of(valid, 8); ++e) bits |= (source[e * stride] & care) != 0 ? 1u << e : 0u;
+    for (int v = 0; v < kVectors; ++v) vectors[v] = __ldcs(reinterpret_cast<const Vector*>(source) + v);
   }
+
+  // `care`: the bits of an element that make it non-zero.
+  FDMA_DEVICE uint32_t bits(Word care) const {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(vectors);
+    uint32_t result = 0;
+    if constexpr (sizeof(Word) == 1) {
+#pragma unroll
+      for (int w = 0; w < 2; ++w) {
+        // One flag a byte at bits 0, 8, 16, 24; the product moves them to bits 24 to 27 without a carry.
+        result |= ((flags<0x7f7f7f7fu>(words[w], care * 0x01010101u) >> 7) * 0x01020408u >> 24 & 0xfu) << (4 * w);
+      }
+    } else if constexpr (sizeof(Word) == 2) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) result |= flags<0x7fff7fffu>(words[w], care * 0x00010001u) >> 15 << (2 * w);
+      result = (result | result >> 15) & 0xffu;  // flags of the upper halves lie 16 bits up
+    } else {
+      const Word* element = reinterpret_cast<const Word*>(vectors);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) result |= (element[e] & care) != 0 ? 1u << e : 0u;
+    }
+    return result;
+  }
+
+ private:
+  // The top bit of each lane of a word: set where the lane has a bit of `care`. kLow: all bits but the top ones; adding
+  // it to the low bits of a lane carries into the top bit unless they are zero.
+  template <uint32_t kLow>
+  FDMA_DEVICE static uint32_t flags(uint32_t word, uint32_t care) {
+    return (((word & kLow) + kLow) | (word & care)) & ~kLow;
+  }
+};
+
+template <typename Word>
+FDMA_DEVICE uint32_t pack_elements(const Word* source, int stride, int count, Word care) {
+  uint32_t bits = 0;
+  for (int e = 0; e < count; ++e) bits |= (source[e * stride] & care) != 0 ? 1u << e : 0u;
   return bits;
 }
+
+// Packs the part of a row that one block of threads owns. Lane l takes 8 keys of each pass and writes one byte.
+template <typename Word>
+struct RowPacker {
+  static constexpr int kKeysPerPass = 32 * 8;
+  static constexpr int kPasses = kPackKeys / kKeysPerPass;
+  static constexpr int kInFlight =
+      sizeof(Word) <= 2 ? kPasses : kPasses * 2 / sizeof(Word);  // passes that load together
+
+  int key;        // the lane's first key
+  int keys;       // of the mask
+  int row_bytes;  // of the packed mask
+  int stride;
+  bool vector;
+  Word care;
+  uint32_t seen = 0;  // bit i: a row had a bit in the lane's byte of pass i
+
+  // `limit`: the first hidden key. Loads of a row start together and without a condition: a lane without keys of its
+  // own repeats the last vector that can be loaded.
+  FDMA_DEVICE void pack(const Word* source, uint8_t* target, int limit) {
+    int last = (limit - 1) & ~7;  // causality may end inside a vector, the keys may not
+    if (last + 8 > keys) last -= 8;
+    const bool load = vector && last >= 0 && limit > key - key % kPackKeys;
+#pragma unroll
+    for (int first = 0; first < kPasses; first += kInFlight) {
+      EightElements<Word> elements[kInFlight];
+      if (load) {
+#pragma unroll
+        for (int i = 0; i < kInFlight; ++i) elements[i].load(source + min_of(key_of(first + i), last));
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int begin = key_of(first + i);
+        const int valid = min_of(8, limit - begin);
+        uint32_t bits = 0;
+        if (load && begin <= last) {
+          bits = elements[i].bits(care) & (0xffu >> (8 - valid));
+        } else if (valid > 0) {
+          bits = pack_elements(source + begin * static_cast<int64_t>(stride), stride, valid, care);
+        }
+        if (begin / 8 < row_bytes) target[begin / 8] = static_cast<uint8_t>(bits);
+        seen |= (bits != 0 ? 1u : 0u) << (first + i);
+      }
+    }
+  }
+
+ private:
+  FDMA_DEVICE int key_of(int pass) const { return key + pass * kKeysPerPass; }
+};
 
 template <int kElementBytes>
 __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid_constant__ PackMaskParams p) {
   using Word = typename UnsignedOf<kElementBytes>::Type;
-  constexpr int kKeysPerPass = 32 * 8;
-  constexpr int kPasses = kPackKeys / kKeysPerPass;
   const PackedMaskLayout& layout = p.layout;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t key_blocks = layout.tile_words(), row_tiles = layout.row_tiles();
-  const int64_t key_block = blockIdx.x % key_blocks;
+  const int key_block = static_cast<int>(blockIdx.x % key_blocks);
   const int64_t row_tile = blockIdx.x / key_blocks % row_tiles;
   const int64_t head = blockIdx.x / key_blocks / row_tiles;  // batch * heads + head of the mask
   const int64_t h = head % layout.heads, b = head / layout.heads;
-  const Word care =
-      p.is_float ? static_cast<Word>(~static_cast<Word>(0)) >> 1 : static_cast<Word>(~static_cast<Word>(0));
   const Word* dense = static_cast<const Word*>(p.dense) + b * p.stride_batch + h * p.stride_head;
-  const int64_t row_bytes = layout.row_words() * 4;
+  constexpr Word kAllBits = static_cast<Word>(~Word{0});
+  RowPacker<Word> packer{key_block * kPackKeys + lane * 8,
+                         static_cast<int>(layout.keys),
+                         static_cast<int>(layout.row_words() * 4),
+                         p.stride_key,
+                         p.vector_rows,
+                         p.is_float ? static_cast<Word>(kAllBits >> 1) : kAllBits};
 
   __shared__ uint32_t tile_bits;
   if (threadIdx.x == 0) tile_bits = 0;
   __syncthreads();
 
-  uint32_t seen = 0;  // bit i: some row of this warp has a bit in the lane's byte of pass i
   const int64_t row_end = min_of((row_tile + 1) * kMaskTile, layout.rows);
   for (int64_t row = row_tile * kMaskTile + warp; row < row_end; row += kPackWarps) {
     // A mask row that serves all query rows has to serve the last one.
     const int64_t q = layout.rows == 1 ? p.len_q - 1 : row;
-    const int64_t limit = max_of<int64_t>(0, key_limit(q, p.len_q, layout.keys, p.is_causal));
-    uint8_t* target = reinterpret_cast<uint8_t*>(p.rows) + (head * layout.rows + row) * row_bytes;
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int64_t key = key_block * kPackKeys + pass * kKeysPerPass + lane * 8;
-      if (key >= row_bytes * 8) break;
-      const int valid = static_cast<int>(min_of<int64_t>(8, max_of<int64_t>(0, limit - key)));
-      uint32_t bits = 0;
-      if (valid > 0) {
-        const bool whole = key + 8 <= layout.keys;  // the vector may be read even where causality ends inside it
-        bits = pack_eight(dense + row * p.stride_row + key * p.stride_key, p.stride_key, whole ? 8 : valid,
-                          p.vector_rows && whole, care) &
-               ((1u << valid) - 1);
-      }
-      target[key / 8] = static_cast<uint8_t>(bits);
-      seen |= (bits != 0 ? 1u : 0u) << pass;
-    }
+    const int limit = static_cast<int>(max_of<int64_t>(0, key_limit(q, p.len_q, layout.keys, p.is_causal)));
+    const Word* source = dense + row * p.stride_row;
+    uint8_t* target = reinterpret_cast<uint8_t*>(p.rows) + (head * layout.rows + row) * packer.row_bytes;
+    packer.pack(source, target, limit);
   }
   uint32_t tiles = 0;
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const uint32_t ballot = __ballot_sync(0xffffffffu, (seen >> pass) & 1);
+  for (int pass = 0; pass < RowPacker<Word>::kPasses; ++pass) {
+    const uint32_t ballot = __ballot_sync(0xffffffffu, (packer.seen >> pass) & 1);
 #pragma unroll
     for (int i = 0; i < 4; ++i) tiles |= ((ballot >> (8 * i)) & 0xffu) != 0 ? 1u << (pass * 4 + i) : 0u;
   }

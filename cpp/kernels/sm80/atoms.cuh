@@ -41,16 +41,32 @@ struct SmemTile {
   }
 };
 
-// Addresses of ldmatrix.x4: lane l names row (l & 15) and chunk (l >> 4) of a 16 x 16 block. Row and chunk steps are
-// compile-time constants in unrolled loops, so a step is an immediate offset and at most one XOR.
-template <typename Tile>
+// How an operand lies in shared memory.
+enum class Major {
+  kK,  // rows are the outer dimension (m or n) of the product, columns the summed one
+  kMN  // rows are the summed dimension: the fragment is loaded transposed
+};
+
+// ldmatrix.x4 loads four 8 x 8 blocks of a 16 x 16 block; lanes 8 i to 8 i + 7 name the rows of the i-th. The order of
+// the blocks is chosen so that the four registers are the operand as mma wants it, without a move.
+enum class BlockOrder {
+  kDown,   // rows 0-7, rows 8-15 of columns 0-7; then of columns 8-15
+  kAcross  // columns 0-7, columns 8-15 of rows 0-7; then of rows 8-15
+};
+constexpr BlockOrder block_order_a(Major major) { return major == Major::kK ? BlockOrder::kDown : BlockOrder::kAcross; }
+constexpr BlockOrder block_order_b(Major major) { return major == Major::kK ? BlockOrder::kAcross : BlockOrder::kDown; }
+
+// Addresses for ldmatrix.x4 in a tile. Row and column steps are compile-time constants in unrolled loops, so a step is
+// an immediate offset and at most one XOR.
+template <typename Tile, BlockOrder kOrder>
 struct MatrixAddress {
   uint32_t base;
 
-  // `row` a multiple of 16, `col` a multiple of 16.
+  // (row, col): the corner all steps count from, multiples of 16.
   FDMA_DEVICE MatrixAddress(uint32_t tile, int row, int col, int lane) {
-    base = tile + (row + (lane & 15)) * Tile::kPitch + (((lane >> 4) ^ Tile::swizzle(lane & 15)) << 4);
-    base = step(base, col / kChunk);
+    const int lane_row = kOrder == BlockOrder::kDown ? lane & 15 : (lane & 7) + ((lane >> 4) << 3);
+    const int lane_chunk = kOrder == BlockOrder::kDown ? lane >> 4 : (lane >> 3) & 1;
+    base = step(tile + (row + lane_row) * Tile::kPitch + ((lane_chunk ^ Tile::swizzle(lane_row)) << 4), col / kChunk);
   }
   FDMA_DEVICE static uint32_t step(uint32_t address, int chunk) {
     if constexpr (Tile::kCols == 32) {
@@ -61,6 +77,10 @@ struct MatrixAddress {
   }
   FDMA_DEVICE uint32_t at(int row, int col) const { return step(base, col / kChunk) + row * Tile::kPitch; }
 };
+template <typename Tile, Major kMajor>
+using AddressA = MatrixAddress<Tile, block_order_a(kMajor)>;
+template <typename Tile, Major kMajor>
+using AddressB = MatrixAddress<Tile, block_order_b(kMajor)>;
 
 FDMA_DEVICE void load_matrix(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.x4.m8n8.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -75,6 +95,14 @@ FDMA_DEVICE void load_matrix_transposed(uint32_t (&r)[4], uint32_t address) {
                : "memory");
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+FDMA_DEVICE void store_matrix(const uint32_t (&r)[4], uint32_t address) {
+  asm volatile("stmatrix.sync.aligned.x4.m8n8.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+#endif
+
 template <typename T>
 FDMA_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (Element<T>::kType == ElementType::kBFloat16) {
@@ -86,51 +114,40 @@ FDMA_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   }
 }
 
-// How an operand lies in shared memory.
-enum class Major {
-  kK,  // rows are the outer dimension (m or n) of the product, columns the summed one
-  kMN  // rows are the summed dimension: the fragment is loaded transposed
-};
-
 // A operand of block row i at summed step k.
 template <Major kMajor, typename Tile>
-FDMA_DEVICE void load_a(uint32_t (&a)[4], const MatrixAddress<Tile>& address, int i, int k) {
+FDMA_DEVICE void load_a(uint32_t (&a)[4], const AddressA<Tile, kMajor>& address, int i, int k) {
   if constexpr (kMajor == Major::kK) {
     load_matrix(a, address.at(16 * i, 16 * k));
   } else {
-    uint32_t r[4];
-    load_matrix_transposed(r, address.at(16 * k, 16 * i));
-    a[0] = r[0], a[1] = r[2], a[2] = r[1], a[3] = r[3];
+    load_matrix_transposed(a, address.at(16 * k, 16 * i));
   }
 }
 
-// B operands of the block columns 2 j and 2 j + 1 at summed step k: {b0, b1} of the first, then of the second.
+// B operands of the block columns 2 j and 2 j + 1 at summed step k: b[0], b[1] of the first, b[2], b[3] of the second.
 template <Major kMajor, typename Tile>
-FDMA_DEVICE void load_b(uint32_t (&b)[4], const MatrixAddress<Tile>& address, int j, int k) {
-  uint32_t r[4];
+FDMA_DEVICE void load_b(uint32_t (&b)[4], const AddressB<Tile, kMajor>& address, int j, int k) {
   if constexpr (kMajor == Major::kK) {
-    load_matrix(r, address.at(16 * j, 16 * k));
-    b[0] = r[0], b[1] = r[2], b[2] = r[1], b[3] = r[3];
+    load_matrix(b, address.at(16 * j, 16 * k));
   } else {
-    load_matrix_transposed(r, address.at(16 * k, 16 * j));
-    b[0] = r[0], b[1] = r[1], b[2] = r[2], b[3] = r[3];
+    load_matrix_transposed(b, address.at(16 * k, 16 * j));
   }
 }
 
 // acc += A B over kSteps summed steps of 16, both operands in shared memory.
 template <typename T, Major kMajorA, Major kMajorB, int kSteps, int kM, int kN, typename TileA, typename TileB>
-FDMA_DEVICE void gemm(float (&acc)[kM][kN][4], const MatrixAddress<TileA>& a_address,
-                      const MatrixAddress<TileB>& b_address) {
+FDMA_DEVICE void gemm(float (&acc)[kM][kN][4], const MatrixAddress<TileA, block_order_a(kMajorA)>& a_address,
+                      const MatrixAddress<TileB, block_order_b(kMajorB)>& b_address) {
   static_assert(kN % 2 == 0, "B fragments are loaded two block columns at a time");
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
     uint32_t a[kM][4];
 #pragma unroll
-    for (int i = 0; i < kM; ++i) load_a<kMajorA>(a[i], a_address, i, k);
+    for (int i = 0; i < kM; ++i) load_a<kMajorA, TileA>(a[i], a_address, i, k);
 #pragma unroll
     for (int j = 0; j < kN / 2; ++j) {
       uint32_t b[4];
-      load_b<kMajorB>(b, b_address, j, k);
+      load_b<kMajorB, TileB>(b, b_address, j, k);
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
         mma<T>(acc[i][2 * j], a[i], b[0], b[1]);
@@ -143,13 +160,13 @@ FDMA_DEVICE void gemm(float (&acc)[kM][kN][4], const MatrixAddress<TileA>& a_add
 // acc += A B with A in registers: a[i][k] is the operand of block row i at summed step k.
 template <typename T, Major kMajorB, int kSteps, int kM, int kN, typename TileB>
 FDMA_DEVICE void gemm_register_a(float (&acc)[kM][kN][4], const uint32_t (&a)[kM][kSteps][4],
-                                 const MatrixAddress<TileB>& b_address) {
+                                 const MatrixAddress<TileB, block_order_b(kMajorB)>& b_address) {
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int j = 0; j < kN / 2; ++j) {
       uint32_t b[4];
-      load_b<kMajorB>(b, b_address, j, k);
+      load_b<kMajorB, TileB>(b, b_address, j, k);
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
         mma<T>(acc[i][2 * j], a[i][k], b[0], b[1]);

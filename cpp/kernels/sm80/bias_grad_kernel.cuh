@@ -52,8 +52,8 @@ FDMA_DEVICE void bias_grad_product(float (&x)[Traits::kM][Traits::kN][4], const 
   copy_async_wait<0>();
   __syncthreads();
   clear(x);
-  const MatrixAddress<Tile> a(c.smem + Traits::kLeftOffset, c.row(), 0, c.lane);
-  const MatrixAddress<Tile> b_address(c.smem + Traits::kRightOffset, c.col(), 0, c.lane);
+  const AddressA<Tile, Major::kK> a(c.smem + Traits::kLeftOffset, c.row(), 0, c.lane);
+  const AddressB<Tile, Major::kK> b_address(c.smem + Traits::kRightOffset, c.col(), 0, c.lane);
   gemm<T, Major::kK, Major::kK, Traits::kHeadDim / 16>(x, a, b_address);
 }
 
@@ -72,7 +72,8 @@ FDMA_DEVICE void add_shared_gradient(float (&sum)[Traits::kM][Traits::kN][4], co
   }
   float weights[Traits::kM][Traits::kN][4], grad[Traits::kM][Traits::kN][4];
   if (p.has_mask) {
-    Traits::Mask::load(c.smem + Traits::kMaskOffset, p.mask, b, h, c.q, c.k, p.len_q, c.thread);
+    const uint32_t* source = Traits::Mask::source(p.mask, b, h, c.q, p.len_q, c.thread);
+    Traits::Mask::load(c.smem + Traits::kMaskOffset, source, c.k, c.thread);
   }
   bias_grad_product(weights, c, p.query, p.key, b, h);
   unit.to_bits(weights);
@@ -116,7 +117,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 2) bias_gradient_kernel(cons
 
   const bool reachable = c.k < key_limit(min_of(c.q + Traits::kQueries, p.len_q) - 1, p.len_q, p.len_k, p.is_causal);
   if (reachable) {
-    const BiasTileSource source(p.bias, sharers.batch_begin, sharers.head_begin, c.q, c.k, p.len_q, p.len_k);
+    const int64_t row_element = p.bias.offset(sharers.batch_begin, sharers.head_begin, c.q);
+    const BiasTileSource source(p.bias, row_element, c.k, p.len_q - c.q, p.len_k - c.k);
     Traits::Bias::load(smem + Traits::kBiasOffset, source, thread);
     for (int b = sharers.batch_begin; b < sharers.batch_end; ++b) {
       for (int h = sharers.head_begin; h < sharers.head_end; ++h) {

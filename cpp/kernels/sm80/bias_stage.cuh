@@ -27,15 +27,16 @@ struct BiasTileSource {
   bool vector;  // chunks of 16 bytes may be read as such
   int valid_rows, valid_keys;
 
-  FDMA_DEVICE BiasTileSource(const BiasView& bias, int b, int h, int q, int k, int len_q, int len_k)
+  // `row_element`: index of key 0 in the tile's first row.
+  FDMA_DEVICE BiasTileSource(const BiasView& bias, int64_t row_element, int k, int rows, int keys)
       : data(bias.data),
-        element(bias.offset(b, h, q) + static_cast<int64_t>(k) * bias.stride_key),
+        element(row_element + static_cast<int64_t>(k) * bias.stride_key),
         stride_row(bias.stride_row),
         stride_key(bias.stride_key),
         type(bias.type),
         vector(bias.vector_rows && bias.stride_key == 1),
-        valid_rows(len_q - q),
-        valid_keys(len_k - k) {}
+        valid_rows(rows),
+        valid_keys(keys) {}
 };
 
 template <BiasForm kForm, typename T, int kRows, int kCols, int kThreads>
@@ -86,7 +87,7 @@ struct BiasStage<BiasForm::kSame, T, kRows, kCols, kThreads> {
   // acc += bias * log2(e). (row, col): the warp's corner in the tile.
   template <int kM, int kN>
   FDMA_DEVICE static void add(float (&acc)[kM][kN][4], uint32_t smem, int row, int col, int lane) {
-    const MatrixAddress<Tile> address(smem, row, col, lane);
+    const MatrixAddress<Tile, BlockOrder::kDown> address(smem, row, col, lane);
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -164,14 +165,14 @@ struct MaskStage {
   static constexpr int kWords = kCols / 32;
   static constexpr int kBytes = kRows * kWords * 4;
 
-  // Rows past the end repeat the last one: their results are not stored.
-  FDMA_DEVICE static void load(uint32_t smem, const PackedMaskView& mask, int b, int h, int q, int k, int len_q,
-                               int thread) {
-#pragma unroll
-    for (int row = thread; row < kRows; row += kThreads) {
-      const uint32_t* source = mask.row(b, h, min_of(q + row, len_q - 1)) + k / 32;
-      copy_async<kWords * 4>(smem + row * kWords * 4, source, kWords * 4);
-    }
+  static_assert(kRows <= kThreads, "a thread copies the words of one row");
+
+  // Word 0 of the thread's row. Rows past the end repeat the last one: their results are not stored.
+  FDMA_DEVICE static const uint32_t* source(const PackedMaskView& mask, int b, int h, int q, int len_q, int thread) {
+    return mask.row(b, h, min_of(q + min_of(thread, kRows - 1), len_q - 1));
+  }
+  FDMA_DEVICE static void load(uint32_t smem, const uint32_t* source, int k, int thread) {
+    if (thread < kRows) copy_async<kWords * 4>(smem + thread * kWords * 4, source + k / 32, kWords * 4);
   }
 };
 

@@ -11,8 +11,8 @@ namespace fdma::sm80 {
 template <typename T, int kHeadDim, bool kRoomy, BiasForm kBias>
 cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream) {
   using Traits = BackwardTraits<T, kHeadDim, kRoomy, kBias>;
-  const int64_t blocks = static_cast<int64_t>(ceil_div(p.len_k, Traits::kKeys)) * p.heads_kv * p.batch;
-  return launch_large<backward_kernel<Traits>>(blocks, Traits::kThreads, Traits::kSharedBytes, stream, p);
+  return launch_over_heads<backward_kernel<Traits>>(ceil_div(p.len_k, Traits::kKeys), p.heads_kv, Traits::kThreads,
+                                                    Traits::kSharedBytes, stream, p);
 }
 
 template <typename T, int kHeadDim, bool kRoomy>

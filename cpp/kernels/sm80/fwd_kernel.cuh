@@ -44,52 +44,65 @@ struct ForwardTraits {
 
 // Where a block works.
 struct ForwardBlock {
-  int b, h, q;  // batch, query head, first query row
+  int b, h, kv_head, q;  // batch, query head, its kv head, first query row
 
-  // Heads are the slow index, so neighbouring blocks share K and V in L2; under causality long tiles start first.
+  // Under causality long tiles start first.
   FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries) {
-    const int tiles = ceil_div(p.len_q, queries);
-    const int tile = blockIdx.x % tiles;
-    const int head = blockIdx.x / tiles;
-    q = (p.is_causal ? tiles - 1 - tile : tile) * queries;
-    h = head % p.heads_q;
-    b = head / p.heads_q;
+    q = (p.is_causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * queries;
+    h = blockIdx.y;
+    kv_head = h / p.group;
+    b = p.batch_begin + blockIdx.z;
   }
 };
 
 template <typename Traits>
-struct ForwardLoader {
+class ForwardLoader {
   using T = typename Traits::T;
-  const ForwardParams& p;
-  const ForwardBlock& block;
-  uint32_t smem;
-  int thread;
+
+ public:
+  FDMA_DEVICE ForwardLoader(const ForwardParams& p, const ForwardBlock& block, uint32_t smem, int thread)
+      : p_(p),
+        block_(block),
+        smem_(smem),
+        thread_(thread),
+        key_(p.key.at<const T>(block.b, block.kv_head, 0)),
+        value_(p.value.at<const T>(block.b, block.kv_head, 0)) {
+    if constexpr (Traits::kBiased) bias_element_ = p.bias.offset(block.b, block.h, block.q);
+    if constexpr (Traits::kMasked) mask_ = Traits::Mask::source(p.mask, block.b, block.h, block.q, p.len_q, thread);
+  }
 
   FDMA_DEVICE void load_query() const {
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
-        smem + Traits::kQueryOffset, p.query.at<const T>(block.b, block.h, block.q), p.query.stride_row,
-        p.len_q - block.q, p.head_dim, p.vector_rows, thread);
+        smem_ + Traits::kQueryOffset, p_.query.at<const T>(block_.b, block_.h, block_.q), p_.query.stride_row,
+        p_.len_q - block_.q, p_.head_dim, p_.vector_rows, thread_);
   }
   // K, bias and mask of key tile n.
   FDMA_DEVICE void load_key(int n) const {
     const int k = n * Traits::kKeys;
-    load_tile<typename Traits::KeyTile, Traits::kThreads>(
-        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.h / p.group, k), p.key.stride_row, p.len_k - k,
-        p.head_dim, p.vector_rows, thread);
+    load_rows(Traits::kKeyOffset, key_, p_.key.stride_row, k);
     if constexpr (Traits::kBiased) {
-      const BiasTileSource source(p.bias, block.b, block.h, block.q, k, p.len_q, p.len_k);
-      Traits::Bias::load(smem + Traits::kBiasOffset, source, thread);
+      const BiasTileSource source(p_.bias, bias_element_, k, p_.len_q - block_.q, p_.len_k - k);
+      Traits::Bias::load(smem_ + Traits::kBiasOffset, source, thread_);
     }
-    if constexpr (Traits::kMasked) {
-      Traits::Mask::load(smem + Traits::kMaskOffset, p.mask, block.b, block.h, block.q, k, p.len_q, thread);
-    }
+    if constexpr (Traits::kMasked) Traits::Mask::load(smem_ + Traits::kMaskOffset, mask_, k, thread_);
   }
   FDMA_DEVICE void load_value(int n) const {
-    const int k = n * Traits::kKeys;
-    load_tile<typename Traits::KeyTile, Traits::kThreads>(
-        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.h / p.group, k), p.value.stride_row,
-        p.len_k - k, p.head_dim, p.vector_rows, thread);
+    load_rows(Traits::kValueOffset, value_, p_.value.stride_row, n * Traits::kKeys);
   }
+
+ private:
+  FDMA_DEVICE void load_rows(int offset, const T* head, int64_t stride_row, int k) const {
+    load_tile<typename Traits::KeyTile, Traits::kThreads>(smem_ + offset, head + k * stride_row, stride_row,
+                                                          p_.len_k - k, p_.head_dim, p_.vector_rows, thread_);
+  }
+
+  const ForwardParams& p_;
+  const ForwardBlock& block_;
+  uint32_t smem_;
+  int thread_;
+  const T *key_, *value_;           // row 0 of the kv head
+  int64_t bias_element_ = 0;        // of (b, h, q, 0)
+  const uint32_t* mask_ = nullptr;  // word 0 of the thread's row
 };
 
 // Turns q.k into what the softmax takes: scale and softcap unless it folds the scale, bias, mask, key limit.
@@ -159,7 +172,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   const uint32_t smem = smem_address(smem_bytes);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const ForwardBlock block(p, Traits::kQueries);
-  const ForwardLoader<Traits> loader{p, block, smem, thread};
+  const ForwardLoader<Traits> loader(p, block, smem, thread);
 
   const ScoreUnit unit(p.scale, p.softcap);
   const bool folded = !Traits::kBiased && unit.foldable();
@@ -175,9 +188,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   loader.load_query();
   if (n >= 0) loader.load_key(n);
   copy_async_commit();
-  const MatrixAddress<typename Traits::QueryTile> query(smem + Traits::kQueryOffset, warp * Traits::kWarpRows, 0, lane);
-  const MatrixAddress<typename Traits::KeyTile> key(smem + Traits::kKeyOffset, 0, 0, lane);
-  const MatrixAddress<typename Traits::KeyTile> value(smem + Traits::kValueOffset, 0, 0, lane);
+  const AddressA<typename Traits::QueryTile, Major::kK> query(smem + Traits::kQueryOffset, warp * Traits::kWarpRows, 0,
+                                                              lane);
+  const AddressB<typename Traits::KeyTile, Major::kK> key(smem + Traits::kKeyOffset, 0, 0, lane);
+  const AddressB<typename Traits::KeyTile, Major::kMN> value(smem + Traits::kValueOffset, 0, 0, lane);
 
   while (n >= 0) {
     int following = n - 1;

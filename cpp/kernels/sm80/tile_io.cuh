@@ -97,16 +97,30 @@ FDMA_DEVICE void store_tile(uint32_t smem, T* rows, int64_t stride_row, int vali
 template <typename T, typename Tile, int kM, int kN>
 FDMA_DEVICE void store_accumulator(uint32_t smem, const float (&acc)[kM][kN][4], int row, int col, float scale,
                                    int lane) {
+  static_assert(kN % 2 == 0, "stores go by 16 x 16 blocks");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const MatrixAddress<Tile, BlockOrder::kDown> address(smem, row, col, lane);
+#endif
 #pragma unroll
   for (int i = 0; i < kM; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + 16 * i + 8 * half + lane / 4;
+    for (int j = 0; j < kN; j += 2) {
+      uint32_t r[4];  // rows 0-7 and 8-15 of block column j, then of j + 1
 #pragma unroll
-      for (int j = 0; j < kN; ++j) {
-        store_shared_4(smem + Tile::offset(r, col + 8 * j + 2 * (lane % 4)),
-                       Element<T>::pack(acc[i][j][2 * half] * scale, acc[i][j][2 * half + 1] * scale));
+      for (int part = 0; part < 4; ++part) {
+        const float* pair = acc[i][j + part / 2] + 2 * (part % 2);
+        r[part] = Element<T>::pack(pair[0] * scale, pair[1] * scale);
       }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      store_matrix(r, address.at(16 * i, 8 * j));
+#else
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        store_shared_4(
+            smem + Tile::offset(row + 16 * i + 8 * (part % 2) + lane / 4, col + 8 * (j + part / 2) + 2 * (lane % 4)),
+            r[part]);
+      }
+#endif
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "host/backend.hpp"
 #include "kernels/policy/mask_bits.hpp"
 #include "tests/support/compare.hpp"
 #include "tests/support/dtype.hpp"
@@ -136,7 +137,7 @@ void AttentionCall::forward(int num_threads, fdma_stream stream) {
   expect_success(fdma_attention_forward(&params, forward_workspace_.data(), bytes, stream), "forward");
 }
 
-void AttentionCall::backward(bool deterministic, int num_threads, fdma_stream stream) {
+fdma_attention_backward_params AttentionCall::backward_params(bool deterministic, int num_threads) {
   fdma_attention_backward_params params;
   fdma_attention_backward_params_init(&params);
   fill_inputs(params);
@@ -156,15 +157,35 @@ void AttentionCall::backward(bool deterministic, int num_threads, fdma_stream st
   params.grad_key = grad_key_.describe();
   params.grad_value = grad_value_.describe();
   params.grad_bias = grad_bias_.describe();
-  expect_success(fdma_attention_backward_supported(&params), "supported");
-  size_t bytes = 0;
-  expect_success(fdma_attention_backward_workspace_size(&params, &bytes), "workspace_size");
+  return params;
+}
+
+void AttentionCall::reserve_backward_workspace(size_t bytes) {
   if (bytes > backward_bytes_ || backward_workspace_.data() == nullptr) {
     backward_workspace_ = DeviceMemory(device_, bytes);
     backward_bytes_ = bytes;
   }
+}
+
+void AttentionCall::backward(bool deterministic, int num_threads, fdma_stream stream) {
+  const fdma_attention_backward_params params = backward_params(deterministic, num_threads);
+  expect_success(fdma_attention_backward_supported(&params), "supported");
+  size_t bytes = 0;
+  expect_success(fdma_attention_backward_workspace_size(&params, &bytes), "workspace_size");
+  reserve_backward_workspace(bytes);
   expect_success(fdma_attention_backward(&params, backward_workspace_.data(), bytes, stream), "backward");
 }
+
+#if defined(FDMA_WITH_CUDA)
+void AttentionCall::backward_in_small_tiles(bool deterministic) {
+  const BackwardProblem problem = make_backward_problem(backward_params(deterministic, 0), true);
+  Workspace size;
+  cuda::backward_with_tiles(problem, size, nullptr, false);
+  reserve_backward_workspace(size.used());
+  Workspace workspace(backward_workspace_.data());
+  cuda::backward_with_tiles(problem, workspace, nullptr, false);
+}
+#endif
 
 void AttentionCall::download() {
   synchronize(device_);

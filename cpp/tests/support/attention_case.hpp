@@ -72,6 +72,10 @@ class AttentionCall {
   // Through supported, workspace_size and the call; a status that is not FDMA_SUCCESS fails the test.
   void forward(int num_threads = 0, fdma_stream stream = nullptr);
   void backward(bool deterministic = true, int num_threads = 0, fdma_stream stream = nullptr);
+#if defined(FDMA_WITH_CUDA)
+  // With the tiles for GPUs of little shared memory, whatever the GPU.
+  void backward_in_small_tiles(bool deterministic);
+#endif
   void download();  // outputs to the host
   void refill();    // outputs to NaN
 
@@ -85,6 +89,8 @@ class AttentionCall {
   std::vector<double> outputs();
 
  private:
+  fdma_attention_backward_params backward_params(bool deterministic, int num_threads);
+  void reserve_backward_workspace(size_t bytes);
   ReferenceProblem reference_problem() const;
   std::vector<double> bias_gradient(const std::vector<double>& score_gradient) const;
   Tensor score_tensor(fdma_dtype dtype, const ScoreShape& shape) const;

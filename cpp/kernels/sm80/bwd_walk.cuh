@@ -1,0 +1,208 @@
+// What a block of the backward kernel is made of: its tiles in shared memory, where it works, which query tiles it
+// visits in which order, and when it may add to dQ.
+#pragma once
+
+#include "kernels/policy/mask.cuh"
+#include "kernels/sm80/bias_stage.cuh"
+#include "kernels/sm80/bwd_query_sum.cuh"
+
+namespace fdma::sm80 {
+
+template <typename T_, int kHeadDim_, bool kRoomy_, BiasForm kBias_>
+struct BackwardTraits {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr BiasForm kBias = kBias_;
+  static constexpr bool kBiased = kBias != BiasForm::kNone;
+  static constexpr BackwardTile kTile = backward_tile(kHeadDim, kRoomy_);
+  static constexpr int kQueries = kTile.queries, kKeys = kTile.keys;
+  static constexpr int kWarps = kTile.warps, kThreads = kWarps * 32;
+  static constexpr int kStages = kTile.query_stages;
+
+  // Warp tiles: S and dP (queries x keys), dK and dV (keys x head dim), dQ (queries x head dim).
+  static constexpr int kScoreWarpsQ = kTile.score_warps_q, kScoreWarpsK = kWarps / kScoreWarpsQ;
+  static constexpr int kScoreRows = kQueries / kScoreWarpsQ, kScoreCols = kKeys / kScoreWarpsK;
+  static constexpr int kKeyWarpsK = kTile.key_warps_k, kKeyWarpsD = kWarps / kKeyWarpsK;
+  static constexpr int kKeyRows = kKeys / kKeyWarpsK, kKeyCols = kHeadDim / kKeyWarpsD;
+  using QuerySum = sm80::QuerySum<kHeadDim, kQueries, kWarps, kTile.query_warps_q>;
+
+  using QueryTile = SmemTile<kQueries, kHeadDim>;
+  using KeyTile = SmemTile<kKeys, kHeadDim>;
+  using ScoreTile = SmemTile<kQueries, kKeys>;
+  using Bias = BiasStage<kBias, T, kQueries, kKeys, kThreads>;
+  using Mask = MaskStage<kQueries, kKeys, kThreads>;
+
+  static constexpr int kKeyOffset = 0;
+  static constexpr int kValueOffset = kKeyOffset + KeyTile::kBytes;
+  static constexpr int kQueryOffset = kValueOffset + KeyTile::kBytes;
+  static constexpr int kGradOutOffset = kQueryOffset + kStages * QueryTile::kBytes;
+  static constexpr int kGradScoreOffset = kGradOutOffset + kStages * QueryTile::kBytes;  // dS
+  static constexpr int kWeightOffset = kGradScoreOffset + ScoreTile::kBytes;             // P
+  static constexpr int kBiasOffset = kGradScoreOffset;  // 16-bit bias where dS will be, fp32 over dS and P
+  static constexpr int kMaskOffset = kWeightOffset + ScoreTile::kBytes;
+  static constexpr int kColumnSumOffset = kMaskOffset + kStages * Mask::kBytes;
+  static constexpr int kSharedBytes = kColumnSumOffset + kScoreWarpsQ * kKeys * 4;
+};
+
+// Where a block works and which query tiles it has to visit.
+template <typename Traits>
+struct BackwardBlock {
+  int b, kv_head, n;           // batch, kv head, key tile
+  int first_tile, tile_count;  // query tiles [first_tile, tile_count) can see the keys
+
+  FDMA_DEVICE explicit BackwardBlock(const BackwardParams& p) {
+    n = p.tile_order == nullptr ? blockIdx.x : gridDim.x - 1 - blockIdx.x;  // see QuerySumOrder
+    kv_head = blockIdx.y;
+    b = p.batch_begin + blockIdx.z;
+    tile_count = ceil_div(p.len_q, Traits::kQueries);
+    first_tile =
+        static_cast<int>(first_query_of_key(n * Traits::kKeys, p.len_q, p.len_k, p.is_causal)) / Traits::kQueries;
+  }
+  FDMA_DEVICE int k() const { return n * Traits::kKeys; }
+};
+
+template <typename Traits>
+struct BackwardLoader {
+  using T = typename Traits::T;
+  const BackwardParams& p;
+  const BackwardBlock<Traits>& block;
+  uint32_t smem;
+  int thread;
+
+  FDMA_DEVICE void load_key_value() const {
+    load_tile<typename Traits::KeyTile, Traits::kThreads>(
+        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.kv_head, block.k()), p.key.stride_row,
+        p.len_k - block.k(), p.head_dim, p.vector_rows, thread);
+    load_tile<typename Traits::KeyTile, Traits::kThreads>(
+        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.kv_head, block.k()), p.value.stride_row,
+        p.len_k - block.k(), p.head_dim, p.vector_rows, thread);
+  }
+  // Q and mask of query tile m.
+  FDMA_DEVICE void load_query(int h, int m, int stage) const {
+    const int q = m * Traits::kQueries;
+    load_tile<typename Traits::QueryTile, Traits::kThreads>(
+        smem + Traits::kQueryOffset + stage * Traits::QueryTile::kBytes, p.query.at<const T>(block.b, h, q),
+        p.query.stride_row, p.len_q - q, p.head_dim, p.vector_rows, thread);
+    if (p.has_mask) {
+      const uint32_t* source = Traits::Mask::source(p.mask, block.b, h, q, p.len_q, thread);
+      Traits::Mask::load(smem + Traits::kMaskOffset + stage * Traits::Mask::kBytes, source, block.k(), thread);
+    }
+  }
+  FDMA_DEVICE void load_grad_out(int h, int m, int stage) const {
+    const int q = m * Traits::kQueries;
+    load_tile<typename Traits::QueryTile, Traits::kThreads>(
+        smem + Traits::kGradOutOffset + stage * Traits::QueryTile::kBytes, p.grad_out.at<const T>(block.b, h, q),
+        p.grad_out.stride_row, p.len_q - q, p.head_dim, p.vector_rows, thread);
+  }
+  FDMA_DEVICE void load_bias(int h, int m) const {
+    if constexpr (Traits::kBiased) {
+      const int q = m * Traits::kQueries;
+      const BiasTileSource source(p.bias, p.bias.offset(block.b, h, q), block.k(), p.len_q - q, p.len_k - block.k());
+      Traits::Bias::load(smem + Traits::kBiasOffset, source, thread);
+    }
+  }
+};
+
+// The query tiles of all heads of the group, in the order a block visits them: head by head, tiles ascending, without
+// those in which the mask leaves no score.
+template <typename Traits>
+class QueryWalk {
+ public:
+  FDMA_DEVICE QueryWalk(const BackwardParams& p, const BackwardBlock<Traits>& block)
+      : p_(p), block_(block), head_end((block.kv_head + 1) * p.group) {
+    h = block.kv_head * p.group;
+    m = block.first_tile - 1;
+  }
+  int h, m;
+  FDMA_DEVICE bool done() const { return h >= head_end; }
+  FDMA_DEVICE void advance() {
+    ++m;
+    while (h < head_end) {
+      m = p_.has_mask ? next_live() : m;
+      if (m < block_.tile_count) return;
+      ++h;
+      m = block_.first_tile;
+    }
+  }
+
+ private:
+  // The first query tile from m on whose mask has a bit for the block's keys. Lanes look at 32 tiles at a time.
+  FDMA_DEVICE int next_live() const {
+    constexpr int kMaskTiles = max_of<int>(1, Traits::kKeys / kMaskTile);
+    const int key_tile = block_.k() / static_cast<int>(kMaskTile);
+    const uint32_t bits = (0xffffffffu >> (32 - kMaskTiles)) << (key_tile % 32);
+    for (int base = m; base < block_.tile_count; base += 32) {
+      const int tile = base + threadIdx.x % 32;
+      bool live = false;
+      if (tile < block_.tile_count) {
+        const int64_t row_tile = tile * Traits::kQueries / kMaskTile;
+        live = (__ldg(p_.mask.row_tile(block_.b, h, row_tile) + key_tile / 32) & bits) != 0;
+      }
+      const uint32_t ballot = __ballot_sync(0xffffffffu, live);
+      if (ballot != 0) return base + __ffs(ballot) - 1;
+    }
+    return block_.tile_count;
+  }
+  const BackwardParams& p_;
+  const BackwardBlock<Traits>& block_;
+  int head_end;
+};
+
+// Deterministic mode: key tiles add to a tile of dQ from the right to the left, under causality from the diagonal on,
+// so that every block can start with its first query tile. The counter of the tile says how many have added; a block
+// waits only for blocks further right, and those have smaller indices and were started first.
+class QuerySumOrder {
+ public:
+  FDMA_DEVICE QuerySumOrder(const BackwardParams& p, int b, int h, int m, int tiles)
+      : counter_(p.tile_order + (static_cast<int64_t>(b) * p.heads_q + h) * tiles + m) {}
+
+  FDMA_DEVICE void wait(int rank) const {
+    if (threadIdx.x == 0) {
+      int done;
+      do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(counter_) : "memory");
+      } while (done != rank);
+    }
+    __syncthreads();
+  }
+  FDMA_DEVICE void release(int rank) const {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter_), "r"(rank + 1) : "memory");
+    }
+  }
+
+ private:
+  int* counter_;
+};
+
+// Key tiles before tile n in which the mask leaves query tile m a score.
+template <typename Traits>
+FDMA_DEVICE int live_key_tiles(const BackwardParams& p, int b, int h, int m, int n) {
+  if (!p.has_mask) return n;
+  constexpr bool kTwoMaskTiles = Traits::kKeys == 2 * kMaskTile;      // a key tile covers two mask tiles
+  constexpr int kShared = max_of<int>(1, kMaskTile / Traits::kKeys);  // or a mask tile covers kShared key tiles
+  const uint32_t* words = p.mask.row_tile(b, h, m * Traits::kQueries / kMaskTile);
+  const int end = static_cast<int>(n * static_cast<int64_t>(Traits::kKeys) / kMaskTile);
+  int count = 0;
+  for (int begin = 0; begin < end; begin += 32) {
+    uint32_t live = __ldg(words + begin / 32);
+    if (kTwoMaskTiles) live = (live | (live >> 1)) & 0x55555555u;
+    if (end - begin < 32) live &= (1u << (end - begin)) - 1;
+    count += __popc(live) * kShared;
+  }
+  const int before = n % kShared;  // key tiles before n in n's own mask tile
+  if (before > 0 && ((__ldg(words + end / 32) >> (end % 32)) & 1)) count += before;
+  return count;
+}
+
+// How many key tiles add to query tile m before tile n does.
+template <typename Traits>
+FDMA_DEVICE int query_sum_rank(const BackwardParams& p, int b, int h, int m, int n) {
+  const int end = static_cast<int>(
+      key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), p.len_q, p.len_k, p.is_causal, Traits::kKeys));
+  return live_key_tiles<Traits>(p, b, h, m, end) - live_key_tiles<Traits>(p, b, h, m, n + 1);
+}
+
+}  // namespace fdma::sm80
