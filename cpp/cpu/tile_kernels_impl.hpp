@@ -145,7 +145,7 @@ void load_transposed(const TensorRows& source, int64_t dim, float* tile) {
   const int64_t element = source.dtype == FDMA_FLOAT32 ? 4 : 2;
   for (int64_t r = 0; r < kTile; r += 4) {
     const int64_t count = max_of<int64_t>(0, min_of<int64_t>(4, source.count - r));
-    if (count < 4) std::memset(rows, 0, sizeof(rows));
+    for (int64_t i = count; i < 4; ++i) std::memset(rows + i * kMaxDim, 0, static_cast<size_t>(dim) * sizeof(float));
     if (count > 0) {
       load_rows({data + r * source.stride * element, source.dtype, source.stride, count}, dim, rows, kMaxDim);
     }

@@ -191,8 +191,7 @@ TensorView describe(nb::handle object, const char* name, const DlTensor& source,
 
 // torch keeps the sign of `x.conj().imag` in a flag that no view carries; reading the memory would flip the values.
 void refuse_lazy_negation(nb::handle object, const char* name) {
-  PyObject* self = object.ptr();
-  const nb::object flag = nb::steal(PyObject_VectorcallMethod(names().is_neg, &self, 1, nullptr));
+  const nb::object flag = nb::steal(PyObject_CallMethodObjArgs(object.ptr(), names().is_neg, nullptr));
   if (!flag.is_valid()) throw nb::python_error();
   if (flag.ptr() == Py_True) {
     throw nb::value_error(

@@ -105,30 +105,31 @@ struct RowPacker {
     if (last + 8 > keys) last -= 8;
     const bool load = vector && last >= 0 && limit > key - key % kPackKeys;
 #pragma unroll
-    for (int first = 0; first < kPasses; first += kInFlight) {
+    for (int first = 0; first < kPasses && load; first += kInFlight) {
       EightElements<Word> elements[kInFlight];
-      if (load) {
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) elements[i].load(source + min_of(key_of(first + i), last));
-      }
+      for (int i = 0; i < kInFlight; ++i) elements[i].load(source + min_of(key_of(first + i), last));
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int begin = key_of(first + i);
-        const int valid = min_of(8, limit - begin);
-        uint32_t bits = 0;
-        if (load && begin <= last) {
-          bits = elements[i].bits(care) & (0xffu >> (8 - valid));
-        } else if (valid > 0) {
-          bits = pack_elements(source + begin * static_cast<int64_t>(stride), stride, valid, care);
-        }
-        if (begin / 8 < row_bytes) target[begin / 8] = static_cast<uint8_t>(bits);
-        seen |= (bits != 0 ? 1u : 0u) << (first + i);
+        const int valid = min_of(8, limit - key_of(first + i));
+        if (key_of(first + i) <= last) store(target, first + i, elements[i].bits(care) & (0xffu >> (8 - valid)));
       }
+    }
+#pragma unroll 1
+    for (int pass = 0; pass < kPasses; ++pass) {  // hidden keys, the end of the row, rows that are not aligned
+      const int begin = key_of(pass);
+      if ((load && begin <= last) || begin / 8 >= row_bytes) continue;
+      store(target, pass,
+            pack_elements(source + begin * static_cast<int64_t>(stride), stride, min_of(8, limit - begin), care));
     }
   }
 
  private:
   FDMA_DEVICE int key_of(int pass) const { return key + pass * kKeysPerPass; }
+  FDMA_DEVICE void store(uint8_t* target, int pass, uint32_t bits) {
+    target[key_of(pass) / 8] = static_cast<uint8_t>(bits);
+    seen |= (bits != 0 ? 1u : 0u) << pass;
+  }
 };
 
 template <int kElementBytes>
