@@ -1,7 +1,5 @@
 // Dense mask -> packed mask (policy/mask_bits.hpp). The dense mask is read once, by this kernel; everything after it
 // works on bits. One block of threads owns 64 rows x 2048 keys: one word of tile bits.
-#include <type_traits>
-
 #include "kernels/core/launch.cuh"
 #include "kernels/launchers.hpp"
 #include "kernels/policy/range.hpp"
@@ -32,21 +30,27 @@ struct UnsignedOf<8> {
   using Type = uint64_t;
 };
 
-// The 8 elements a lane turns into one byte of bits, as vectors.
+// The 8 elements that a lane turns into one byte of bits, as 32-bit words.
 template <typename Word>
 struct EightElements {
-  using Vector = typename std::conditional<sizeof(Word) == 1, uint2, uint4>::type;
-  static constexpr int kVectors = 8 * sizeof(Word) / sizeof(Vector);
-  Vector vectors[kVectors];
+  static constexpr int kWords = 8 * sizeof(Word) / 4;
+  uint32_t words[kWords];
 
   FDMA_DEVICE void load(const Word* source) {
+    if constexpr (kWords == 2) {
+      const uint2 v = __ldcs(reinterpret_cast<const uint2*>(source));
+      words[0] = v.x, words[1] = v.y;
+    } else {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) vectors[v] = __ldcs(reinterpret_cast<const Vector*>(source) + v);
+      for (int w = 0; w < kWords; w += 4) {
+        const uint4 v = __ldcs(reinterpret_cast<const uint4*>(source) + w / 4);
+        words[w] = v.x, words[w + 1] = v.y, words[w + 2] = v.z, words[w + 3] = v.w;
+      }
+    }
   }
 
   // `care`: the bits of an element that make it non-zero.
   FDMA_DEVICE uint32_t bits(Word care) const {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(vectors);
     uint32_t result = 0;
     if constexpr (sizeof(Word) == 1) {
 #pragma unroll
@@ -56,12 +60,15 @@ struct EightElements {
       }
     } else if constexpr (sizeof(Word) == 2) {
 #pragma unroll
-      for (int w = 0; w < 4; ++w) result |= flags<0x7fff7fffu>(words[w], care * 0x00010001u) >> 15 << (2 * w);
+      for (int w = 0; w < 4; ++w) result |= flags<0x7fff7fffu>(words[w], care * 0x00010001u) >> (15 - 2 * w);
       result = (result | result >> 15) & 0xffu;  // flags of the upper halves lie 16 bits up
-    } else {
-      const Word* element = reinterpret_cast<const Word*>(vectors);
+    } else if constexpr (sizeof(Word) == 4) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) result |= (element[e] & care) != 0 ? 1u << e : 0u;
+      for (int e = 0; e < 8; ++e) result |= (words[e] & care) != 0 ? 1u << e : 0u;
+    } else {
+      const uint32_t high = static_cast<uint32_t>(care >> 32);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) result |= (words[2 * e] | (words[2 * e + 1] & high)) != 0 ? 1u << e : 0u;
     }
     return result;
   }
@@ -78,11 +85,13 @@ struct EightElements {
 template <typename Word>
 FDMA_DEVICE uint32_t pack_elements(const Word* source, int stride, int count, Word care) {
   uint32_t bits = 0;
+#pragma unroll 1
   for (int e = 0; e < count; ++e) bits |= (source[e * stride] & care) != 0 ? 1u << e : 0u;
   return bits;
 }
 
-// Packs the part of a row that one block of threads owns. Lane l takes 8 keys of each pass and writes one byte.
+// Packs the part of a row that one block of threads owns. Lane l takes 8 keys of each pass and writes one byte. All
+// loads of a row start before the first is used.
 template <typename Word>
 struct RowPacker {
   static constexpr int kKeysPerPass = 32 * 8;
@@ -90,45 +99,52 @@ struct RowPacker {
   static constexpr int kInFlight =
       sizeof(Word) <= 2 ? kPasses : kPasses * 2 / sizeof(Word);  // passes that load together
 
-  int key;        // the lane's first key
+  int first_key;  // of the part
+  int lane;
   int keys;       // of the mask
   int row_bytes;  // of the packed mask
   int stride;
   bool vector;
   Word care;
-  uint32_t seen = 0;  // bit i: a row had a bit in the lane's byte of pass i
+  uint64_t seen = 0;  // byte i: bits of the lane in pass i, of all rows
 
-  // `limit`: the first hidden key. Loads of a row start together and without a condition: a lane without keys of its
-  // own repeats the last vector that can be loaded.
+  // `limit`: the first hidden key, at most `keys`.
   FDMA_DEVICE void pack(const Word* source, uint8_t* target, int limit) {
-    int last = (limit - 1) & ~7;  // causality may end inside a vector, the keys may not
-    if (last + 8 > keys) last -= 8;
-    const bool load = vector && last >= 0 && limit > key - key % kPackKeys;
+    // Passes of visible keys alone, then the one in which the visible keys end, then passes without any.
+    const int inside = vector ? max_of(0, min_of((limit - first_key) / kKeysPerPass, kPasses)) : 0;
+    const int edge_key = key_of(inside);
+    const bool edge_vector = vector && inside < kPasses && edge_key < limit && edge_key + 8 <= keys;
+    EightElements<Word> edge;
+    if (edge_vector) edge.load(source + edge_key);
 #pragma unroll
-    for (int first = 0; first < kPasses && load; first += kInFlight) {
+    for (int first = 0; first < kPasses; first += kInFlight) {
       EightElements<Word> elements[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) elements[i].load(source + min_of(key_of(first + i), last));
+      for (int i = 0; i < kInFlight; ++i) {
+        if (first + i < inside) elements[i].load(source + key_of(first + i));
+      }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        const int valid = min_of(8, limit - key_of(first + i));
-        if (key_of(first + i) <= last) store(target, first + i, elements[i].bits(care) & (0xffu >> (8 - valid)));
+        if (first + i < inside) store(target, first + i, elements[i].bits(care));
       }
     }
+    if (edge_vector) {
+      store(target, inside, edge.bits(care) & (0xffu >> (8 - min_of(8, limit - edge_key))));
+    }
 #pragma unroll 1
-    for (int pass = 0; pass < kPasses; ++pass) {  // hidden keys, the end of the row, rows that are not aligned
-      const int begin = key_of(pass);
-      if ((load && begin <= last) || begin / 8 >= row_bytes) continue;
-      store(target, pass,
-            pack_elements(source + begin * static_cast<int64_t>(stride), stride, min_of(8, limit - begin), care));
+    for (int pass = inside + (edge_vector ? 1 : 0); pass < kPasses && key_of(pass) / 8 < row_bytes; ++pass) {
+      const int count = min_of(8, limit - key_of(pass));
+      store(target, pass, pack_elements(source + key_of(pass) * static_cast<int64_t>(stride), stride, count, care));
     }
   }
 
+  FDMA_DEVICE bool seen_in(int pass) const { return ((seen >> (8 * pass)) & 0xffu) != 0; }
+
  private:
-  FDMA_DEVICE int key_of(int pass) const { return key + pass * kKeysPerPass; }
+  FDMA_DEVICE int key_of(int pass) const { return first_key + lane * 8 + pass * kKeysPerPass; }
   FDMA_DEVICE void store(uint8_t* target, int pass, uint32_t bits) {
     target[key_of(pass) / 8] = static_cast<uint8_t>(bits);
-    seen |= (bits != 0 ? 1u : 0u) << pass;
+    seen |= static_cast<uint64_t>(bits) << (8 * pass);
   }
 };
 
@@ -144,7 +160,8 @@ __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid
   const int64_t h = head % layout.heads, b = head / layout.heads;
   const Word* dense = static_cast<const Word*>(p.dense) + b * p.stride_batch + h * p.stride_head;
   constexpr Word kAllBits = static_cast<Word>(~Word{0});
-  RowPacker<Word> packer{key_block * kPackKeys + lane * 8,
+  RowPacker<Word> packer{key_block * kPackKeys,
+                         lane,
                          static_cast<int>(layout.keys),
                          static_cast<int>(layout.row_words() * 4),
                          p.stride_key,
@@ -156,6 +173,7 @@ __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid
   __syncthreads();
 
   const int64_t row_end = min_of((row_tile + 1) * kMaskTile, layout.rows);
+#pragma unroll 1
   for (int64_t row = row_tile * kMaskTile + warp; row < row_end; row += kPackWarps) {
     // A mask row that serves all query rows has to serve the last one.
     const int64_t q = layout.rows == 1 ? p.len_q - 1 : row;
@@ -167,7 +185,7 @@ __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid
   uint32_t tiles = 0;
 #pragma unroll
   for (int pass = 0; pass < RowPacker<Word>::kPasses; ++pass) {
-    const uint32_t ballot = __ballot_sync(0xffffffffu, (packer.seen >> pass) & 1);
+    const uint32_t ballot = __ballot_sync(0xffffffffu, packer.seen_in(pass));
 #pragma unroll
     for (int i = 0; i < 4; ++i) tiles |= ((ballot >> (8 * i)) & 0xffu) != 0 ? 1u << (pass * 4 + i) : 0u;
   }
