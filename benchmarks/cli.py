@@ -71,6 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     workloads = _chosen_workloads(args, device)
     impls = [impl for impl in IMPLS if not args.impls or impl.name in args.impls]
     pairs = sum(workload.device in impl.devices for workload in workloads for impl in impls)
+    overhead = None
+    if args.host_overhead:
+        from benchmarks import host_overhead
+
+        overhead = host_overhead.measure(device)
+    output = args.output
+    if output is None and not args.quick:
+        output = report.RESULTS / f"{report.slug(report.machine_name(device))}.json"
+
+    def save(results) -> dict:
+        """Also on the way: what is measured survives a run that is stopped."""
+        document = report.as_json(results, device, workloads, overhead)
+        if output is not None:
+            report.write_json(document, output)
+        return document
+
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=pairs)
@@ -81,20 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             budget_s=args.budget_seconds,
             quick=args.quick,
             progress=lambda text: bar.update(task, description=text, advance=1),
+            finished=save,
         )
         bar.update(task, completed=pairs)
-    overhead = None
-    if args.host_overhead:
-        from benchmarks import host_overhead
-
-        overhead = host_overhead.measure(device)
-    document = report.as_json(results, device, workloads, overhead)
+    document = save(results)
     report.print_table(document)
-    output = args.output
-    if output is None and not args.quick:
-        output = report.RESULTS / f"{report.slug(document['gpu'])}.json"
     if output is not None:
-        report.write_json(document, output)
         print(f"written: {output}")
     if args.plots:
         from benchmarks.plots import plot

@@ -31,6 +31,7 @@ class Impl:
     name: str
     devices: tuple[str, ...] = ("cuda",)
     passes: tuple[str, ...] = ("fwd", "bwd")
+    compiles: bool = False  # tens of seconds for each workload: measured after everything that does not
 
     def reason(self, workload: Workload) -> str | None:
         return None
@@ -148,7 +149,7 @@ class Flex(Impl):
     name = "flex"
 
     def __init__(self, compiled: bool = True):
-        self._compiled = compiled
+        self._compiled = self.compiles = compiled
 
     def reason(self, workload: Workload) -> str | None:
         return _import_reason("torch.nn.attention.flex_attention", "flex_attention")

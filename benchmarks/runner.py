@@ -97,21 +97,23 @@ def run(
     budget_s: float,
     quick: bool = False,
     progress: Callable[[str], None] = lambda _: None,
+    finished: Callable[[Results], None] = lambda _: None,
 ) -> Results:
-    """Measure every pair that can run.
+    """Measure every pair that can run; first those that start at once, then those that compile.
 
     Each workload gets an equal share of the time that is left; what does not fit in it is left out, and says so.
-    `progress` hears "workload impl" before each pair.
+    `progress` hears "workload impl" before each pair, `finished` what there is after each workload.
     """
     workloads, impls, passes = list(workloads), list(impls), list(passes)
     results = Results()
     end = time.monotonic() + budget_s
-    for index, workload in enumerate(workloads):
-        share_ends = time.monotonic() + (end - time.monotonic()) / (len(workloads) - index)
+    rounds = [(workload, compiles) for compiles in (False, True) for workload in workloads]
+    for index, (workload, compiles) in enumerate(rounds):
+        share_ends = time.monotonic() + (end - time.monotonic()) / (len(rounds) - index)
         candidates = []
         for impl in impls:
             wanted = [which for which in workload.passes if which in passes and which in impl.passes]
-            if workload.device not in impl.devices or not wanted:
+            if workload.device not in impl.devices or not wanted or impl.compiles != compiles:
                 continue
             reason = impl.reason(workload)
             if reason:
@@ -120,6 +122,7 @@ def run(
                 candidates.append((impl, wanted))
         if candidates:
             _run_workload(workload, candidates, results, share_ends, quick, progress)
+            finished(results)
     return results
 
 

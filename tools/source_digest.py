@@ -28,7 +28,7 @@ def _is_generated(relative: Path) -> bool:
 
 
 def _tracked(root: Path) -> list[Path] | None:
-    """Tracked files, or None when `root` is not the top of a git checkout."""
+    """Tracked files, or None when `root` is not the top of a git checkout that tracks any."""
     if not (root / ".git").exists():
         return None
     try:
@@ -40,7 +40,8 @@ def _tracked(root: Path) -> list[Path] | None:
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return [Path(name) for name in listing.decode().split("\0") if name]
+    # A copied tree may sit in a repository of its own that tracks nothing.
+    return [Path(name) for name in listing.decode().split("\0") if name] or None
 
 
 def _walked(root: Path) -> list[Path]:

@@ -29,6 +29,12 @@ def test_same_with_and_without_git(tree):
     assert source_digest(tree) == without
 
 
+def test_repository_that_tracks_nothing_counts_as_none(tree):
+    expected = source_digest(tree)
+    subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    assert source_digest(tree) == expected
+
+
 @pytest.mark.parametrize(
     "leftover",
     ["python/pkg/__pycache__/b.cpython-311.pyc", "python/x.egg-info/PKG-INFO", "cpp/build/a.o", "python/pkg/_C.so"],
