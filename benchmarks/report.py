@@ -125,8 +125,8 @@ def _readme_table(document: dict) -> list[str]:
     best = best_peers(document["rows"])
     remarks = {(note["workload"], note["impl"]): note["remark"] for note in document["remarks"]}
     lines = [
-        "| workload | pass | this project, ms | TFLOP/s | best peer, ms | speed / best peer |",
-        "|---|---|---|---|---|---|",
+        "| workload | pass | this project, ms | TFLOP/s | best peer, ms | speed / best peer | other peers, ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     losses, notes = [], []
     for row in document["rows"]:
@@ -143,7 +143,12 @@ def _readme_table(document: dict) -> list[str]:
             remark = remarks.get((at[0], best[at]["impl"]))
             if remark and f"{at[0]}, {best[at]['impl']}: {remark}." not in notes:
                 notes.append(f"{at[0]}, {best[at]['impl']}: {remark}.")
-        lines.append(f"| {at[0]} | {at[1]} | {row['ms']:.3f} ({row['impl']}) | {tflops} | {peer} | {ratio} |")
+        others = ", ".join(
+            f"{other['impl']} {other['ms']:.3f}"
+            for other in document["rows"]
+            if (other["workload"], other["pass"]) == at and other["impl"] not in OURS and other is not best.get(at)
+        )
+        lines.append(f"| {at[0]} | {at[1]} | {row['ms']:.3f} ({row['impl']}) | {tflops} | {peer} | {ratio} | {others} |")
     selects = [row for row in document["rows"] if row["pass"] == "select" and row["impl"] not in OURS]
     lines.append("")
     for row in selects:
