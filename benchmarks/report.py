@@ -148,7 +148,8 @@ def _readme_table(document: dict) -> list[str]:
             for other in document["rows"]
             if (other["workload"], other["pass"]) == at and other["impl"] not in OURS and other is not best.get(at)
         )
-        lines.append(f"| {at[0]} | {at[1]} | {row['ms']:.3f} ({row['impl']}) | {tflops} | {peer} | {ratio} | {others} |")
+        own = f"{row['ms']:.3f} ({row['impl']})"
+        lines.append(f"| {at[0]} | {at[1]} | {own} | {tflops} | {peer} | {ratio} | {others} |")
     selects = [row for row in document["rows"] if row["pass"] == "select" and row["impl"] not in OURS]
     lines.append("")
     for row in selects:
