@@ -4,6 +4,7 @@ from typing import List, Tuple
 
 from flash_dmattn.backends import libfdma
 from flash_dmattn.backends.base import Backend
+from flash_dmattn.backends.flex import flex
 
 
 def _not_in_this_version(name: str) -> Backend:
@@ -13,7 +14,7 @@ def _not_in_this_version(name: str) -> Backend:
 BACKENDS: Tuple[Backend, ...] = (
     libfdma.cuda,
     _not_in_this_version("triton"),
-    _not_in_this_version("flex"),
+    flex,
     libfdma.cpu,
 )
 
