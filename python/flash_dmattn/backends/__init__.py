@@ -2,9 +2,8 @@
 
 from typing import List, Tuple
 
-from flash_dmattn.backends import libfdma
+from flash_dmattn.backends import flex, libfdma
 from flash_dmattn.backends.base import Backend
-from flash_dmattn.backends.flex import flex
 
 
 def _not_in_this_version(name: str) -> Backend:
@@ -14,7 +13,7 @@ def _not_in_this_version(name: str) -> Backend:
 BACKENDS: Tuple[Backend, ...] = (
     libfdma.cuda,
     _not_in_this_version("triton"),
-    flex,
+    flex.backend,
     libfdma.cpu,
 )
 

@@ -86,7 +86,8 @@ def _tensor_refusals(name: str, tensor: torch.Tensor, device: torch.device) -> L
     if tensor.layout is not torch.strided:
         return [(ValueError, f"{name} ({tensor.layout}) cannot be read; accepted: a strided tensor")]
     if tensor.device != device:
-        return [(ValueError, f"{name} is on {tensor.device} and query on {device}; all tensors of a call share a device")]
+        devices = f"{name} is on {tensor.device} and query on {device}"
+        return [(ValueError, f"{devices}; all tensors of a call share a device")]
     if tensor.dim() != 4:
         dims = {"query": "(B, Lq, H, D)", "key": "(B, Lk, H_kv, D)", "value": "(B, Lk, H_kv, D)"}.get(name, SCORE_DIMS)
         return [(ValueError, f"{name}.dim() is {tensor.dim()}; accepted: 4, {dims}")]
@@ -109,9 +110,7 @@ def _extent_refusals(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         refusals.append((ValueError, f"query.shape is {tuple(query.shape)}; accepted: at least one head"))
     if head_dim % 8 != 0 or not 8 <= head_dim <= 256:
         accepted = "multiples of 8 from 8 to 256"
-        refusals.append(
-            (ValueError, f"query.shape is {tuple(query.shape)}, head_dim {head_dim}; accepted: {accepted}")
-        )
+        refusals.append((ValueError, f"query.shape is {tuple(query.shape)}, head_dim {head_dim}; accepted: {accepted}"))
     if refusals:
         return refusals
     if heads_kv == 0 or heads % heads_kv != 0:
@@ -135,9 +134,7 @@ def _number_refusals(name: str, number: Optional[float], positive: bool) -> List
     return [(ValueError, f"{name} is {number:g}; accepted: {accepted}")]
 
 
-def _score_refusals(
-    name: str, tensor: Optional[torch.Tensor], query: torch.Tensor, key: torch.Tensor
-) -> List[Refusal]:
+def _score_refusals(name: str, tensor: Optional[torch.Tensor], query: torch.Tensor, key: torch.Tensor) -> List[Refusal]:
     """What is wrong with a mask or bias, given that query and key are right."""
     if tensor is None:
         return []

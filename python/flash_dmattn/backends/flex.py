@@ -85,8 +85,8 @@ def flex_dmattn_func(
     if reason is not None:
         raise RuntimeError(f"backend 'flex' is not available: {reason}")
     check_call(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
-    if query.device.type not in flex.device_types:
-        raise ValueError(f"query is on {query.device}; accepted: {' or '.join(flex.device_types)}")
+    if query.device.type not in backend.device_types:
+        raise ValueError(f"query is on {query.device}; accepted: {' or '.join(backend.device_types)}")
     if attn_mask is not None:
         attn_mask = _readable_mask(attn_mask.detach())
     if 0 in query.shape or key.shape[1] == 0:
@@ -185,7 +185,9 @@ def _attend(
     if attn_bias is not None:
         read_bias = _reader(attn_bias, form.bias, group)
 
-        def score_mod(score, b, h, q, k):  # noqa: ANN
+        def score_mod(
+            score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor
+        ) -> torch.Tensor:
             return score + read_bias(b, h, q, k)
 
     out = flex_attention(
@@ -395,4 +397,4 @@ def unsupported_reasons(kind: CallKind) -> List[str]:
     return reasons
 
 
-flex = Backend("flex", "cuda", unavailable_reason, flex_dmattn_func, unsupported_reasons, also_takes=("cpu",))
+backend = Backend("flex", "cuda", unavailable_reason, flex_dmattn_func, unsupported_reasons, also_takes=("cpu",))
