@@ -1,5 +1,6 @@
 """FlexAttention as a backend: torch's own attention with mask and bias, compiled on CUDA and eager on the CPU."""
 
+import itertools
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
@@ -15,6 +16,7 @@ from flash_dmattn.inputs import needs_gradient
 BLOCK = 128  # Rows and keys of a block of the block mask: what FlexAttention's kernels are tuned for.
 SMALLEST_HEAD_DIM = 16  # Of Triton's matrix product.
 COMPILED_CALLS = 128  # Forms of calls whose compiled functions are kept.
+_NUMBERS = itertools.count()
 
 
 def flex_dmattn_func(
@@ -156,8 +158,7 @@ def _reader(tensor: torch.Tensor, dims: str, group: int) -> Callable[..., torch.
     Broadcast dimensions are left out of the index, rather than expanded: so is the gradient that autograd makes of it,
     which then has the tensor's own size.
     """
-    kept = [d for d, extent in enumerate(tensor.shape) if extent > 1]
-    view = tensor.reshape([tensor.shape[d] for d in kept] or [1])
+    view = tensor.squeeze() if dims else tensor.reshape(1)
     # FlexAttention's kernels compute with 32-bit indices unless its own tensors, not those captured here, need more.
     wide = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) >= 2**31
 
@@ -176,8 +177,13 @@ def _attend(
     value: torch.Tensor,
     attn_mask: Optional[torch.Tensor],
     attn_bias: Optional[torch.Tensor],
+    diagonal: Optional[torch.Tensor],
 ) -> torch.Tensor:
-    """The call in terms of FlexAttention; compiled as a whole or run as it is."""
+    """The call in terms of FlexAttention; compiled as a whole or run as it is.
+
+    `diagonal` is ``Lk - Lq``, int64 ``()``, of a causal call where that is not 0. Compiled for lengths that vary,
+    kernels can read a tensor, but not a difference of lengths.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     group = form.heads // form.heads_kv
@@ -195,7 +201,7 @@ def _attend(
         key.transpose(1, 2),
         value.transpose(1, 2),
         score_mod=score_mod,
-        block_mask=_block_mask(form, query.shape[1], key.shape[1], attn_mask, query.device),
+        block_mask=_block_mask(form, query.shape[1], key.shape[1], attn_mask, diagonal, query.device),
         scale=form.scale,
         enable_gqa=group > 1,
     )
@@ -203,7 +209,12 @@ def _attend(
 
 
 def _block_mask(
-    form: CallForm, len_q: int, len_k: int, attn_mask: Optional[torch.Tensor], device: torch.device
+    form: CallForm,
+    len_q: int,
+    len_k: int,
+    attn_mask: Optional[torch.Tensor],
+    diagonal: Optional[torch.Tensor],
+    device: torch.device,
 ) -> Optional[Any]:
     """BlockMask of mask and causality; None when neither hides a score.
 
@@ -214,14 +225,16 @@ def _block_mask(
     if attn_mask is None and not form.is_causal:
         return None
     group = form.heads // form.heads_kv
-    offset = len_k - len_q
     read_mask = None if attn_mask is None else _reader(attn_mask, form.mask, group)
+
+    def in_time(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return k <= (q if diagonal is None else q + diagonal)
 
     def sees(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         if read_mask is None:
-            return k <= q + offset
+            return in_time(q, k)
         visible = read_mask(b, h, q, k) != 0
-        return visible & (k <= q + offset) if form.is_causal else visible
+        return visible & in_time(q, k) if form.is_causal else visible
 
     some, every = visible_blocks(form, len_q, len_k, attn_mask, device)
     full = (None, None) if every is None else _as_lists(every)
@@ -251,7 +264,7 @@ def visible_blocks(
         every = some & within & ((keys + 1) * BLOCK - 1 <= rows * BLOCK + (len_k - len_q))
         return some & ~every, every
     shown = _any_in_blocks(_any_in_blocks(attn_mask != 0, 3), 2)
-    if form.mask.find("G") >= 0:
+    if form.mask.find("G"):
         shown = shown.repeat_interleave(form.heads // form.heads_kv, dim=1)
     return some & shown, None
 
@@ -273,9 +286,16 @@ def _as_lists(blocks: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     return counts, order.to(torch.int32)
 
 
-def _attend_eagerly(form: CallForm, *tensors: Optional[torch.Tensor]) -> torch.Tensor:
+def _diagonal(form: CallForm, query: torch.Tensor, key: torch.Tensor) -> Optional[torch.Tensor]:
+    offset = key.shape[1] - query.shape[1]
+    return torch.full((), offset, device=query.device) if form.is_causal and offset != 0 else None
+
+
+def _attend_eagerly(
+    form: CallForm, query: torch.Tensor, key: torch.Tensor, *tensors: Optional[torch.Tensor]
+) -> torch.Tensor:
     with torch.no_grad():
-        return _attend(form, *tensors)
+        return _attend(form, query, key, *tensors, _diagonal(form, query, key))
 
 
 class _EagerAttention(torch.autograd.Function):
@@ -353,7 +373,7 @@ def _attend_compiled(
     query, key, value = (tensor if _is_injective(tensor) else tensor.contiguous() for tensor in (query, key, value))
     if head_dim < SMALLEST_HEAD_DIM:
         query, key, value = (F.pad(tensor, (0, SMALLEST_HEAD_DIM - head_dim)) for tensor in (query, key, value))
-    tensors = (query, key, value, attn_mask, attn_bias)
+    tensors = (query, key, value, attn_mask, attn_bias, _diagonal(form, query, key))
     if torch.compiler.is_compiling():
         out = _attend(form, *tensors)  # becomes a part of the graph that the caller compiles
     else:
@@ -374,9 +394,9 @@ def _compiled(form: CallForm, head_dim: int, signature: Tuple[Any, ...]) -> Call
     def attend(*tensors: Optional[torch.Tensor]) -> torch.Tensor:
         return _attend(form, *tensors)
 
-    # torch.compile counts recompilations, up to a limit, and remembers which sizes vary, for each code object by its
-    # name: each form has its own, or many forms in one process would reach the limit.
-    attend.__code__ = attend.__code__.replace(co_name=f"attend_{form}_{head_dim}_{signature}")
+    # torch.compile counts recompilations, up to a limit, by code object, and remembers which sizes vary by its name:
+    # with one for all, many forms in one process would reach the limit.
+    attend.__code__ = attend.__code__.replace(co_name=f"attend_{next(_NUMBERS)}")
     return torch.compile(attend, fullgraph=True)
 
 
