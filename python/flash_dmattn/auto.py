@@ -1,6 +1,7 @@
 """``flash_dmattn_func_auto``: attention by the best backend for the tensors of each call."""
 
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Callable, Optional
 
 import torch
@@ -76,7 +77,8 @@ def call_kind(query: Any, softcap: Any, deterministic: Any) -> CallKind:
     """
     try:
         # An option of a wrong type is for the backend to refuse.
-        return CallKind(query.device, query.dtype, softcap is not None and softcap != 0, deterministic is True)
+        has_softcap = isinstance(softcap, Real) and softcap != 0
+        return CallKind(query.device, query.dtype, has_softcap, deterministic is True)
     except AttributeError:
         raise TypeError(not_a_tensor("query", query)) from None
 

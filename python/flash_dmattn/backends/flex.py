@@ -249,7 +249,7 @@ def visible_blocks(
     """Blocks in which some, but perhaps not every, score is visible; and those in which every score surely is.
 
     Bool ``({B|1}, {H|1}, Lq / BLOCK, Lk / BLOCK)``, lengths rounded up. With a mask there are none of the second kind:
-    to know them, it would have to be read a second time.
+    to know them, it would have to be read a second time. For calls with a mask or causality.
     """
     rows = torch.arange(-(-len_q // BLOCK), device=device)[:, None]
     keys = torch.arange(-(-len_k // BLOCK), device=device)
@@ -264,7 +264,7 @@ def visible_blocks(
         every = some & within & ((keys + 1) * BLOCK - 1 <= rows * BLOCK + (len_k - len_q))
         return some & ~every, every
     shown = _any_in_blocks(_any_in_blocks(attn_mask != 0, 3), 2)
-    if form.mask.find("G"):
+    if "G" in form.mask:
         shown = shown.repeat_interleave(form.heads // form.heads_kv, dim=1)
     return some & shown, None
 
@@ -413,7 +413,7 @@ def unsupported_reasons(kind: CallKind) -> List[str]:
     if kind.dtype not in DTYPES:
         reasons.append(f"query.dtype is {str(kind.dtype)[6:]}; accepted: float16, bfloat16, float32")
     if kind.device.type == "cuda" and find_spec("triton") is None:
-        reasons.append("it is compiled by triton on CUDA, which is not installed")
+        reasons.append("FlexAttention on CUDA is compiled by triton, which is not installed; pip install triton")
     return reasons
 
 
