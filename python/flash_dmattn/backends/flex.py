@@ -291,11 +291,10 @@ def _diagonal(form: CallForm, query: torch.Tensor, key: torch.Tensor) -> Optiona
     return torch.full((), offset, device=query.device) if form.is_causal and offset != 0 else None
 
 
-def _attend_eagerly(
-    form: CallForm, query: torch.Tensor, key: torch.Tensor, *tensors: Optional[torch.Tensor]
-) -> torch.Tensor:
-    with torch.no_grad():
-        return _attend(form, query, key, *tensors, _diagonal(form, query, key))
+def _attend_eagerly(form: CallForm, *tensors: Optional[torch.Tensor]) -> torch.Tensor:
+    """On the CPU, where FlexAttention refuses tensors that need a gradient even if none is recorded."""
+    query, key, *others = (None if tensor is None else tensor.detach() for tensor in tensors)
+    return _attend(form, query, key, *others, _diagonal(form, query, key))
 
 
 class _EagerAttention(torch.autograd.Function):
@@ -306,7 +305,7 @@ class _EagerAttention(torch.autograd.Function):
         """Run FlexAttention."""
         ctx.save_for_backward(*tensors)
         ctx.form = form
-        return _attend_eagerly(form, *(None if tensor is None else tensor.detach() for tensor in tensors))
+        return _attend_eagerly(form, *tensors)
 
     @staticmethod
     @once_differentiable
