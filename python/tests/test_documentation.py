@@ -19,15 +19,17 @@ def run_example(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["attention", "auto", "backends"])
+@pytest.mark.parametrize("module", ["attention", "auto", "backends", "backends.flex", "explanation"])
 def test_docstring_examples(module: str) -> None:
     torch.manual_seed(0)
-    result = doctest.testmod(importlib.import_module(f"flash_dmattn.{module}"))
+    result = doctest.testmod(importlib.import_module(f"flash_dmattn.{module}"), optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", [name for name in flash_dmattn.__all__ if name.startswith(("flash", "get"))])
+@pytest.mark.parametrize(
+    "name", [name for name in flash_dmattn.__all__ if name.startswith(("explain", "flash", "flex", "get"))]
+)
 def test_public_functions_are_documented(name: str) -> None:
     text = getattr(flash_dmattn, name).__doc__
     assert ">>>" in text
