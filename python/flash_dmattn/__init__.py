@@ -11,6 +11,7 @@ from flash_dmattn._C import __version__
 from flash_dmattn.attention import flash_dmattn_func
 from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.backends import get_available_backends
+from flash_dmattn.backends.triton import triton_dmattn_func
 
 if TYPE_CHECKING:
     CUDA_AVAILABLE: bool
@@ -25,6 +26,7 @@ __all__ = [
     "flash_dmattn_func",
     "flash_dmattn_func_auto",
     "get_available_backends",
+    "triton_dmattn_func",
 ]
 
 _AVAILABILITY = {"CUDA_AVAILABLE": "cuda", "TRITON_AVAILABLE": "triton", "FLEX_AVAILABLE": "flex"}

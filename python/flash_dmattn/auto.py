@@ -71,9 +71,9 @@ def _choose(forced: Optional[Backend], query: Any) -> Backend:
         raise TypeError(not_a_tensor("query", query)) from None
     if forced is None:
         return _backend_for_device(device_type)
-    if device_type != forced.device_type:
+    if device_type not in forced.device_types:
         raise RuntimeError(
-            f"backend {forced.name!r} takes {forced.device_type} tensors, query is on {query.device}; "
+            f"backend {forced.name!r} takes {' and '.join(forced.device_types)} tensors, query is on {query.device}; "
             f"move the tensors or leave the choice to flash_dmattn_func_auto()"
         )
     return forced

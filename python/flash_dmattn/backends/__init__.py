@@ -2,7 +2,7 @@
 
 from typing import List, Tuple
 
-from flash_dmattn.backends import libfdma
+from flash_dmattn.backends import libfdma, triton
 from flash_dmattn.backends.base import Backend
 
 
@@ -12,7 +12,7 @@ def _not_in_this_version(name: str) -> Backend:
 
 BACKENDS: Tuple[Backend, ...] = (
     libfdma.cuda,
-    _not_in_this_version("triton"),
+    triton.backend,
     _not_in_this_version("flex"),
     libfdma.cpu,
 )
