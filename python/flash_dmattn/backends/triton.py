@@ -218,8 +218,8 @@ def _unsupported_reasons(kind: CallKind) -> List[str]:
     if kind.device.type == "cuda":
         capability = torch.cuda.get_device_capability(kind.device)
         if capability < OLDEST_CAPABILITY:
-            accepted = ".".join(map(str, OLDEST_CAPABILITY))
-            reasons.append(f"{kind.device} has compute capability {capability}; accepted: {accepted} or newer")
+            given, accepted = (".".join(map(str, version)) for version in (capability, OLDEST_CAPABILITY))
+            reasons.append(f"{kind.device} has compute capability {given}; accepted: {accepted} or newer")
     return reasons
 
 

@@ -124,8 +124,6 @@ def attention_backward(
         for tensor, needed in zip((query, key, value), needs)
     )
     bias_sum = _empty_bias_sum(query, key, packed_mask, attn_bias, is_causal) if needs_bias else None
-    bias_over_rows = needs_bias and attn_bias.shape[2] == 1 and attn_bias.shape[3] > 1
-
     row_dots = _row_dots(out, grad_out, lse)
     configs = _find_configs(query)
     inputs = (query, key, value, _words(packed_mask), attn_bias, grad_out, lse, row_dots)
@@ -140,6 +138,8 @@ def attention_backward(
     grad_bias_strides = _score_strides(bias_sum)
     scalars = (scale, *_extents(query, key, packed_mask, attn_bias))
     shared = _shared_arguments(query, key, packed_mask, attn_bias, is_causal)
+    bias_over_rows = needs_bias and shared["BIAS_BY_KEY"] and not shared["BIAS_BY_ROW"]
+    bias_over_keys = needs_bias and not bias_over_rows
 
     config = configs.key_gradient
     grid = key.shape[0] * key.shape[2] * triton.cdiv(key.shape[1], config.block_n)
@@ -159,7 +159,6 @@ def attention_backward(
             **_launch(config),
         )
     config = configs.query_gradient
-    bias_over_keys = needs_bias and not bias_over_rows
     grid = query.shape[0] * query.shape[2] * triton.cdiv(query.shape[1], config.block_m)
     if grid and (needs_query or bias_over_keys):
         query_gradient_kernel[(grid,)](
@@ -279,8 +278,8 @@ def _shared_arguments(
     return {
         "HAS_MASK": packed_mask is not None,
         "HAS_BIAS": has_bias,
-        "BIAS_BY_ROW": has_bias and attn_bias.shape[2] > 1,
-        "BIAS_BY_KEY": has_bias and attn_bias.shape[3] > 1,
+        "BIAS_BY_ROW": has_bias and attn_bias.shape[2] == query.shape[1],
+        "BIAS_BY_KEY": has_bias and attn_bias.shape[3] == key.shape[1],
         "IS_CAUSAL": is_causal,
         "HEAD_DIM": head_dim,
         "BLOCK_D": _block_d(head_dim),

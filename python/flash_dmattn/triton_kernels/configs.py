@@ -48,7 +48,7 @@ _FLOAT32 = {
     256: Configs(Config(16, 16, 4, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1)),
 }
 # The interpreter is fastest with few, large tiles.
-_INTERPRETED = Configs(Config(64, 64, 4, 1), Config(64, 128, 4, 1), Config(64, 64, 4, 1))
+_INTERPRETED = Configs(Config(128, 64, 4, 1), Config(128, 128, 4, 1), Config(128, 64, 4, 1))
 
 _LARGE_CAPABILITIES = ((9, 0), (10, 0), (10, 3))
 
