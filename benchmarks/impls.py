@@ -70,11 +70,16 @@ class Fdma(Impl):
         backends = flash_dmattn.get_available_backends()
         return None if self.name in backends else f"backend {self.name} is not available (available: {backends})"
 
-    def build(self, inputs: Inputs) -> Call:
+    def attention(self) -> Callable[..., torch.Tensor]:
         from flash_dmattn import flash_dmattn_func
 
+        return flash_dmattn_func
+
+    def build(self, inputs: Inputs) -> Call:
+        attention = self.attention()
+
         def forward() -> torch.Tensor:
-            return flash_dmattn_func(
+            return attention(
                 inputs.query,
                 inputs.key,
                 inputs.value,
@@ -87,6 +92,19 @@ class Fdma(Impl):
         if inputs.bias is not None:
             leaves["bias"] = inputs.bias
         return Call(forward, leaves)
+
+
+class FdmaTriton(Fdma):
+    """The Triton backend of flash_dmattn."""
+
+    def __init__(self):
+        super().__init__("cuda")
+        self.name = "triton"
+
+    def attention(self) -> Callable[..., torch.Tensor]:
+        from flash_dmattn import triton_dmattn_func
+
+        return triton_dmattn_func
 
 
 class Sdpa(Impl):
@@ -238,6 +256,7 @@ class TorchTopk(Impl):
 IMPLS: tuple[Impl, ...] = (
     Fdma("cuda"),
     Fdma("cpu"),
+    FdmaTriton(),
     TorchTopk(),
     FlashAttention("fa2", "flash_attn"),
     Sdpa("sdpa-flash", "FLASH_ATTENTION", ("cuda",), masks=False, bias_grad=False),
@@ -247,7 +266,7 @@ IMPLS: tuple[Impl, ...] = (
     Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True),
     Flex(),
 )
-OURS = ("cuda", "cpu")
+OURS = ("cuda", "cpu", "triton")
 
 
 def explain_failure(run: Callable[[], object]) -> str | None:

@@ -73,7 +73,7 @@ def attention_forward(
     lse = torch.empty((batch, heads, len_q), dtype=torch.float32, device=query.device)
     packed_mask = None if attn_mask is None else pack_mask(attn_mask, len_q, key.shape[1], is_causal)
     shared = _shared_arguments(query, key, packed_mask, attn_bias, is_causal)
-    config = _find_configs(query).forward
+    config = _find_configs(query, packed_mask, attn_bias).forward
     grid = batch * heads * triton.cdiv(len_q, config.block_m)
     if grid:
         attention_forward_kernel[(grid,)](
@@ -125,7 +125,7 @@ def attention_backward(
     )
     bias_sum = _empty_bias_sum(query, key, packed_mask, attn_bias, is_causal) if needs_bias else None
     row_dots = _row_dots(out, grad_out, lse)
-    configs = _find_configs(query)
+    configs = _find_configs(query, packed_mask, attn_bias)
     inputs = (query, key, value, _words(packed_mask), attn_bias, grad_out, lse, row_dots)
     strides = (
         *_strides3(query),
@@ -223,8 +223,11 @@ def _block_d(head_dim: int) -> int:
     return max(_MIN_BLOCK_D, triton.next_power_of_2(head_dim))
 
 
-def _find_configs(query: torch.Tensor) -> Configs:
-    return find_configs(_block_d(query.shape[3]), query.dtype, query.device)
+def _find_configs(
+    query: torch.Tensor, packed_mask: Optional[torch.Tensor], attn_bias: Optional[torch.Tensor]
+) -> Configs:
+    has_scores = packed_mask is not None or attn_bias is not None
+    return find_configs(_block_d(query.shape[3]), query.dtype, query.device, has_scores)
 
 
 def _launch(config: Config) -> Dict[str, int]:

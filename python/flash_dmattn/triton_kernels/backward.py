@@ -114,7 +114,7 @@ def _key_gradient_steps(
                     bias, (positions * stride_bm)[None, :], keys[:, None], inside, BIAS_BY_ROW, BIAS_BY_KEY, True
                 )
             if HAS_MASK:
-                inside = inside & mask_visible(low[None, :], high[None, :], keys[:, None], BLOCK_N)
+                inside = inside & mask_visible(low[None, :], high[None, :], tl.arange(0, BLOCK_N)[:, None], BLOCK_N)
             if IS_CAUSAL:
                 inside = inside & (keys[:, None] <= rows[None, :] + causal_offset)
             row_lse, row_dot = _load_row_statistics(lse, row_dots, rows, len_q)
@@ -327,7 +327,7 @@ def _query_gradient_steps(
                 scores += load_bias(bias, bias_rows[:, None], keys[None, :], inside, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
             probabilities = tl.exp2((scores - row_lse[:, None]) * LOG2E)
             if HAS_MASK:
-                visible = mask_visible(low[:, None], high[:, None], keys[None, :], BLOCK_N)
+                visible = mask_visible(low[:, None], high[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N)
                 probabilities = tl.where(visible, probabilities, 0.0)
             if EDGE:
                 inside = keys[None, :] < len_k

@@ -1,7 +1,7 @@
 """Tile sizes: a table, not a search, so that a first call compiles one kernel and results do not vary."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Dict, NamedTuple, Tuple
 
 import torch
 
@@ -23,29 +23,55 @@ class Configs(NamedTuple):
     query_gradient: Config
 
 
-# By the width of the head dimension in a tile. Hopper and data-centre Blackwell have 227 KiB of shared memory a block.
-_LARGE = {
-    16: Configs(Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
-    32: Configs(Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
-    64: Configs(Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
-    128: Configs(Config(128, 64, 8, 2), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
-    256: Configs(Config(128, 32, 8, 2), Config(32, 64, 8, 1), Config(64, 32, 8, 1)),
+# By the width of the head dimension in a tile: without mask and bias, and with either of them, whose tiles need registers
+# and whose loads a hidden tile skips, which leaves them outside of the software pipeline.
+# `python -m benchmarks.tune_triton` measures others.
+Table = Dict[int, Tuple[Configs, Configs]]
+
+# Hopper and data-centre Blackwell: 227 KiB of shared memory a block.
+_LARGE: Table = {
+    16: (
+        Configs(Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+        Configs(Config(128, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    ),
+    32: (
+        Configs(Config(128, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+        Configs(Config(128, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    ),
+    64: (
+        Configs(Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
+        Configs(Config(128, 64, 8, 2), Config(32, 128, 8, 2), Config(128, 64, 8, 2)),
+    ),
+    128: (
+        Configs(Config(128, 64, 8, 3), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
+        Configs(Config(128, 64, 8, 2), Config(32, 128, 8, 2), Config(128, 32, 8, 2)),
+    ),
+    256: (
+        Configs(Config(128, 32, 8, 2), Config(32, 64, 8, 1), Config(64, 32, 8, 1)),
+        Configs(Config(128, 32, 8, 2), Config(32, 64, 8, 1), Config(64, 32, 8, 1)),
+    ),
 }
+
+
+def _same(configs: Configs) -> Tuple[Configs, Configs]:
+    return configs, configs
+
+
 # Others have at least 99 KiB.
-_SMALL = {
-    16: Configs(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
-    32: Configs(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
-    64: Configs(Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(64, 32, 4, 2)),
-    128: Configs(Config(64, 32, 4, 2), Config(32, 64, 4, 1), Config(64, 32, 4, 1)),
-    256: Configs(Config(32, 32, 4, 1), Config(16, 32, 4, 1), Config(32, 16, 4, 1)),
+_SMALL: Table = {
+    16: _same(Configs(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
+    32: _same(Configs(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2))),
+    64: _same(Configs(Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(64, 32, 4, 2))),
+    128: _same(Configs(Config(64, 32, 4, 2), Config(32, 64, 4, 1), Config(64, 32, 4, 1))),
+    256: _same(Configs(Config(32, 32, 4, 1), Config(16, 32, 4, 1), Config(32, 16, 4, 1))),
 }
 # Products of float32 do not run on the tensor cores: their operands live in registers.
-_FLOAT32 = {
-    16: Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)),
-    32: Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)),
-    64: Configs(Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)),
-    128: Configs(Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
-    256: Configs(Config(16, 16, 4, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1)),
+_FLOAT32: Table = {
+    16: _same(Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
+    32: _same(Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
+    64: _same(Configs(Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
+    128: _same(Configs(Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
+    256: _same(Configs(Config(16, 16, 4, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1))),
 }
 # The interpreter is fastest with few, large tiles.
 _INTERPRETED = Configs(Config(128, 64, 4, 1), Config(128, 128, 4, 1), Config(128, 64, 4, 1))
@@ -54,11 +80,15 @@ _LARGE_CAPABILITIES = ((9, 0), (10, 0), (10, 3))
 
 
 @lru_cache(maxsize=None)
-def find_configs(block_d: int, dtype: torch.dtype, device: torch.device) -> Configs:
-    """Return the launch parameters for tiles of `block_d` elements of `dtype` on `device`."""
+def find_table(dtype: torch.dtype, device: torch.device) -> Table:
+    """Return the table for a dtype and a CUDA device."""
+    if dtype == torch.float32:
+        return _FLOAT32
+    return _LARGE if torch.cuda.get_device_capability(device) in _LARGE_CAPABILITIES else _SMALL
+
+
+def find_configs(block_d: int, dtype: torch.dtype, device: torch.device, has_scores: bool) -> Configs:
+    """Return the launch parameters for tiles of `block_d` elements of `dtype`, for calls with a mask or bias or without."""
     if device.type != "cuda":
         return _INTERPRETED
-    if dtype == torch.float32:
-        return _FLOAT32[block_d]
-    capability = torch.cuda.get_device_capability(device)
-    return (_LARGE if capability in _LARGE_CAPABILITIES else _SMALL)[block_d]
+    return find_table(dtype, device)[block_d][has_scores]

@@ -56,7 +56,7 @@ def _forward_steps(
                 inside = keys[None, :] < len_k
                 scores += load_bias(bias, bias_rows[:, None], keys[None, :], inside, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
             if HAS_MASK:
-                visible = mask_visible(low[:, None], high[:, None], keys[None, :], BLOCK_N)
+                visible = mask_visible(low[:, None], high[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N)
                 scores = tl.where(visible, scores, -float("inf"))
             if EDGE:
                 inside = keys[None, :] < len_k

@@ -42,19 +42,27 @@ def load_bias(
 
 @triton.jit
 def load_words(words, row_offsets, first_key, BLOCK_N: tl.constexpr):
-    """Load the mask words of the keys from `first_key` on: two words a row, the same one twice for a narrow tile."""
+    """Load the mask bits of the keys from `first_key` on: two words a row, the same one twice for up to 64 keys."""
     first = first_key // WORD_KEYS
     low = tl.load(words + row_offsets + first)
     if BLOCK_N > WORD_KEYS:
         return low, tl.load(words + row_offsets + first + 1)
     else:
+        # A tile may begin in the middle of a word, and end there; the bits of its neighbours do not count.
+        low = low >> (first_key % WORD_KEYS).to(tl.int64)
+        if BLOCK_N < WORD_KEYS:
+            low = low & ((1 << BLOCK_N) - 1)
         return low, low
 
 
 @triton.jit
-def mask_visible(low, high, keys, BLOCK_N: tl.constexpr):
-    """Which scores of a tile the mask shows. `keys` are positions, 2-dimensional as `low` and `high` are."""
+def mask_visible(low, high, columns, BLOCK_N: tl.constexpr):
+    """Which scores of a tile the mask shows. `columns` count from its first key, 2-dimensional as `low` and `high`."""
     word = low
     if BLOCK_N > WORD_KEYS:
-        word = tl.where(keys % (2 * WORD_KEYS) < WORD_KEYS, low, high)
-    return ((word >> (keys % WORD_KEYS).to(tl.int64)) & 1) != 0
+        word = tl.where(columns < WORD_KEYS, low, high)
+    # Shifts of 64 bits, each by an amount of its own, would take twice the registers.
+    half = word.to(tl.int32)
+    if BLOCK_N > 32:
+        half = tl.where(columns % WORD_KEYS < 32, half, (word >> 32).to(tl.int32))
+    return ((half >> (columns % 32)) & 1) != 0
