@@ -57,7 +57,22 @@ def measure(name: str, kernel: str, inputs: Inputs, timer: CudaTimer) -> None:
         table[block_d] = before
     for milliseconds, config, failure in sorted(results, key=lambda result: result[0]):
         mark = "  <- table" if config == getattr(before[has_scores], kernel) else ""
-        print(f"{name:14} {kernel:15} {str(tuple(config)):18} {failure or f'{milliseconds:8.3f} ms'}{mark}", flush=True)
+        print(f"{name:14} {kernel:15} {tuple(config)!s:18} {failure or f'{milliseconds:8.3f} ms'}{mark}", flush=True)
+
+
+def measure_passes(inputs: Inputs, timer: CudaTimer) -> None:
+    """Print the time of both passes with the table as it is."""
+    workload = inputs.workload
+    call = FdmaTriton().build(inputs)
+    out = call.forward()
+    leaves = list(call.leaves.values())
+    steps = {
+        "fwd": call.forward,
+        "bwd": lambda: torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=True),
+    }
+    for which, step in steps.items():
+        milliseconds = timer.median_ms(step, SECONDS)
+        print(f"{workload.name:14} {which} {milliseconds:8.3f} ms {tflops(workload, which, milliseconds):.0f} TFLOP/s")
 
 
 def main(names: list[str]) -> None:
@@ -67,15 +82,7 @@ def main(names: list[str]) -> None:
             inputs = Inputs(workload)
             for kernel in TILES:
                 measure(workload.name, kernel, inputs, timer)
-            call = FdmaTriton().build(inputs)
-            out = call.forward()
-            leaves = list(call.leaves.values())
-            for which, step in (
-                ("fwd", call.forward),
-                ("bwd", lambda: torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=True)),
-            ):
-                milliseconds = timer.median_ms(step, SECONDS)
-                print(f"{workload.name:14} {which}: {milliseconds:.3f} ms, {tflops(workload, which, milliseconds):.0f} TFLOP/s")
+            measure_passes(inputs, timer)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Dict, Tuple
 
 import pytest
@@ -93,6 +94,22 @@ def test_lse(case: Case, target: Target) -> None:
     scale = case.options.get("scale", case.head_dim**-0.5)
     _, lse, _ = attention_forward(**inputs, scale=scale, is_causal=bool(case.options.get("is_causal")))
     assert_matches(lse, reference, eager, "lse")
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 128)])
+@pytest.mark.parametrize("name", ["mask hides whole tiles, causal", "dynamic mask attention", "bias -inf hides a key"])
+def test_tiles_of_other_gpus(name: str, tile: Tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from flash_dmattn.triton_kernels import configs
+
+    if not INTERPRETED:
+        pytest.skip("the kernels are compiled for the GPU of this machine")
+    require_triton()
+    config = configs.Config(*tile, num_warps=4, num_stages=1)
+    monkeypatch.setattr(configs, "_INTERPRETED", configs.Configs(config, config, config))
+    case = next(case for case in CASES if case.name == name)
+    test_output_and_gradients(
+        replace(case, batch=1, heads=2, heads_kv=1), Target(triton_dmattn_func, "cpu", torch.float32)
+    )
 
 
 @pytest.mark.parametrize("options", [{"softcap": 0.5}, {"deterministic": True}], ids=["softcap", "deterministic"])

@@ -23,8 +23,8 @@ class Configs(NamedTuple):
     query_gradient: Config
 
 
-# By the width of the head dimension in a tile: without mask and bias, and with either of them, whose tiles need registers
-# and whose loads a hidden tile skips, which leaves them outside of the software pipeline.
+# By the width of the head dimension in a tile: without mask and bias, and with either of them. Those need registers;
+# behind a mask no load can be started before it is known that the tile is visible.
 # `python -m benchmarks.tune_triton` measures others.
 Table = Dict[int, Tuple[Configs, Configs]]
 
@@ -88,7 +88,7 @@ def find_table(dtype: torch.dtype, device: torch.device) -> Table:
 
 
 def find_configs(block_d: int, dtype: torch.dtype, device: torch.device, has_scores: bool) -> Configs:
-    """Return the launch parameters for tiles of `block_d` elements of `dtype`, for calls with a mask or bias or without."""
+    """Return the launch parameters for heads `block_d` wide; `has_scores`: the call has a mask or a bias."""
     if device.type != "cuda":
         return _INTERPRETED
     return find_table(dtype, device)[block_d][has_scores]

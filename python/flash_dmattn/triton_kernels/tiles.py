@@ -48,10 +48,9 @@ def load_words(words, row_offsets, first_key, BLOCK_N: tl.constexpr):
     if BLOCK_N > WORD_KEYS:
         return low, tl.load(words + row_offsets + first + 1)
     else:
-        # A tile may begin in the middle of a word, and end there; the bits of its neighbours do not count.
-        low = low >> (first_key % WORD_KEYS).to(tl.int64)
         if BLOCK_N < WORD_KEYS:
-            low = low & ((1 << BLOCK_N) - 1)
+            # A tile begins and ends within a word; the bits of its neighbours do not count.
+            low = (low >> tl.cast(first_key - first * WORD_KEYS, tl.int64)) & ((1 << BLOCK_N) - 1)
         return low, low
 
 
