@@ -97,6 +97,8 @@ class Fdma(Impl):
 class FdmaFlex(Fdma):
     """The backend over FlexAttention; :class:`Flex` is FlexAttention used directly."""
 
+    compiles = True
+
     def remark(self, workload: Workload) -> str | None:
         return "the block mask is built in each call" if workload.mask or workload.is_causal else None
 
@@ -256,6 +258,7 @@ class TorchTopk(Impl):
 IMPLS: tuple[Impl, ...] = (
     Fdma("cuda"),
     Fdma("cpu"),
+    Fdma("triton", "cuda"),
     TorchTopk(),
     FlashAttention("fa2", "flash_attn"),
     Sdpa("sdpa-flash", "FLASH_ATTENTION", ("cuda",), masks=False, bias_grad=False),
@@ -266,7 +269,7 @@ IMPLS: tuple[Impl, ...] = (
     Flex(),
     FdmaFlex("flex", "cuda", "flex-dmattn"),
 )
-OURS = ("cuda", "cpu", "flex-dmattn")
+OURS = ("cuda", "cpu", "triton", "flex-dmattn")
 
 
 def explain_failure(run: Callable[[], object]) -> str | None:

@@ -13,6 +13,7 @@ from flash_dmattn.attention import flash_dmattn_func
 from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.backends import get_available_backends
 from flash_dmattn.backends.flex import flex_dmattn_func
+from flash_dmattn.backends.triton import triton_dmattn_func
 from flash_dmattn.explanation import explain
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "flash_dmattn_func_auto",
     "flex_dmattn_func",
     "get_available_backends",
+    "triton_dmattn_func",
 ]
 
 _AVAILABILITY = {"CUDA_AVAILABLE": "cuda", "TRITON_AVAILABLE": "triton", "FLEX_AVAILABLE": "flex"}

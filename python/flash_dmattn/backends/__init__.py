@@ -2,17 +2,12 @@
 
 from typing import List, Tuple
 
-from flash_dmattn.backends import flex, libfdma
+from flash_dmattn.backends import flex, libfdma, triton
 from flash_dmattn.backends.base import Backend, CallKind
-
-
-def _not_in_this_version(name: str) -> Backend:
-    return Backend(name, "cuda", lambda: f"this version of flash_dmattn has no {name} backend", None)
-
 
 BACKENDS: Tuple[Backend, ...] = (
     libfdma.cuda,
-    _not_in_this_version("triton"),
+    triton.backend,
     flex.backend,
     libfdma.cpu,
 )
@@ -22,7 +17,8 @@ def get_available_backends() -> List[str]:
     """Return the names of the backends that can run in this process, best first.
 
     ``"cuda"``, ``"triton"`` and ``"flex"`` take CUDA tensors, ``"cpu"`` takes CPU tensors and is always there, last.
-    Asked for by name, ``"flex"`` takes CPU tensors too. Which of them can serve a call, and why not the others, says
+    Asked for by name, ``"flex"`` takes CPU tensors too, and ``"triton"`` in its interpreter. Which of them can serve a
+    call, and why not the others, says
     :func:`flash_dmattn.explain`.
 
     Examples
