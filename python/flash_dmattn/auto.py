@@ -73,7 +73,7 @@ def _choose(forced: Optional[Backend], query: Any) -> Backend:
         return _backend_for_device(device_type)
     if device_type not in forced.device_types:
         raise RuntimeError(
-            f"backend {forced.name!r} takes {' and '.join(forced.device_types)} tensors, query is on {query.device}; "
+            f"backend {forced.name!r} takes {' or '.join(forced.device_types)} tensors, query is on {query.device}; "
             f"move the tensors or leave the choice to flash_dmattn_func_auto()"
         )
     return forced
