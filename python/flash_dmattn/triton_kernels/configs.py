@@ -69,8 +69,8 @@ _SMALL: Table = {
 _FLOAT32: Table = {
     16: _same(Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
     32: _same(Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
-    64: _same(Configs(Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
-    128: _same(Configs(Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
+    64: _same(Configs(Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
+    128: _same(Configs(Config(32, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1))),
     256: _same(Configs(Config(16, 16, 4, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1))),
 }
 # The interpreter is fastest with few, large tiles.
