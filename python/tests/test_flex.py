@@ -1,5 +1,7 @@
 """FlexAttention: the blocks that are skipped, what is compiled and how often, and the compiled kernels on a GPU."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -119,6 +121,21 @@ def test_many_forms_in_one_process_do_not_reach_the_limit_of_recompilations(grap
     for scale in scales:
         run_as_on_cuda(Case("forms", heads=2, head_dim=16, mask="BHQK", bias="BHQK", options={"scale": scale}))
     assert graphs.count == len(scales)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="the compiler's kernels for the CPU need c++")
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("mask", ["BGQK", None])
+def test_compiled_kernels_visit_the_listed_blocks(mask, is_causal) -> None:
+    if mask is None and not is_causal:
+        pytest.skip("nothing is hidden, and no block mask made")
+    for len_q, len_k in [(300, 400), (450, 333), (260, 520)]:
+        options = {"is_causal": is_causal}
+        case = Case("blocks", 2, len_q, len_k, 4, 2, 16, mask, some_blocks, bias="BG1K", options=options)
+        inputs = case.inputs(torch.float32, "cpu")
+        tensors = [inputs[name] for name in ("query", "key", "value", "attn_mask", "attn_bias")]
+        out = flex._attend_compiled(form_of(inputs, options), *tensors)
+        torch.testing.assert_close(out, flex_dmattn_func(**inputs, **options), rtol=0, atol=1e-5)
 
 
 def test_head_dim_8_is_padded_for_the_compiled_kernels(graphs) -> None:
