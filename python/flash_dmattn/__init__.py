@@ -11,6 +11,7 @@ from flash_dmattn._C import __version__
 from flash_dmattn.attention import flash_dmattn_func
 from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.backends import get_available_backends
+from flash_dmattn.packed import flash_dmattn_kvpacked_func, flash_dmattn_qkvpacked_func
 
 if TYPE_CHECKING:
     CUDA_AVAILABLE: bool
@@ -24,6 +25,8 @@ __all__ = [
     "__version__",
     "flash_dmattn_func",
     "flash_dmattn_func_auto",
+    "flash_dmattn_kvpacked_func",
+    "flash_dmattn_qkvpacked_func",
     "get_available_backends",
 ]
 

@@ -1,7 +1,7 @@
 """``flash_dmattn_func_auto``: attention by the best backend for the tensors of each call."""
 
 from functools import lru_cache
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 
@@ -56,10 +56,13 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
         is_causal: Optional[bool] = None,
         softcap: Optional[float] = None,
         deterministic: Optional[bool] = None,
-    ) -> torch.Tensor:
+        *,
+        return_lse: bool = False,
+    ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Attention; see :func:`flash_dmattn.flash_dmattn_func`."""
         chosen = _choose(forced, query)
-        return chosen.attention(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
+        options = (scale, is_causal, softcap, deterministic)
+        return chosen.attention(query, key, value, attn_mask, attn_bias, *options, return_lse=return_lse)
 
     return attention
 

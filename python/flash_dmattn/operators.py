@@ -19,8 +19,8 @@ NAMESPACE = "flash_dmattn"
 
 _MISSING = [name for name in ("register_fake", "register_autograd") if not hasattr(torch.library, name)]
 UNAVAILABLE: Optional[str] = (
-    f"torch {torch.__version__} has no torch.library.{_MISSING[0]}; torch.compile of attention in one graph, FakeTensor, "
-    f"dispatch modes and functorch transforms need torch 2.4 or newer"
+    f"torch {torch.__version__} has no torch.library.{_MISSING[0]}; torch.compile of attention in one graph, "
+    f"FakeTensor and dispatch modes need torch 2.4 or newer"
     if _MISSING
     else None
 )

@@ -1,11 +1,11 @@
 """What a backend is."""
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple, Union
 
 import torch
 
-AttentionFunction = Callable[..., torch.Tensor]
+AttentionFunction = Callable[..., Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]]
 """The signature of :func:`flash_dmattn.flash_dmattn_func`."""
 
 
