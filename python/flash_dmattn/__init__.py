@@ -15,6 +15,7 @@ from flash_dmattn.backends import get_available_backends
 from flash_dmattn.backends.flex import flex_dmattn_func
 from flash_dmattn.backends.triton import triton_dmattn_func
 from flash_dmattn.explanation import explain
+from flash_dmattn.packed import flash_dmattn_kvpacked_func, flash_dmattn_qkvpacked_func
 
 if TYPE_CHECKING:
     CUDA_AVAILABLE: bool
@@ -29,6 +30,8 @@ __all__ = [
     "explain",
     "flash_dmattn_func",
     "flash_dmattn_func_auto",
+    "flash_dmattn_kvpacked_func",
+    "flash_dmattn_qkvpacked_func",
     "flex_dmattn_func",
     "get_available_backends",
     "triton_dmattn_func",

@@ -2,12 +2,12 @@
 
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 
 from flash_dmattn.backends import choose_backend, find_backend
-from flash_dmattn.backends.base import AttentionFunction, Backend, CallKind
+from flash_dmattn.backends.base import NO_LSE, AttentionFunction, Backend, CallKind
 from flash_dmattn.inputs import not_a_tensor
 
 # What can run does not change while a process lives, and asking costs more than a small call. Refusals are not kept.
@@ -59,15 +59,20 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
         is_causal: Optional[bool] = None,
         softcap: Optional[float] = None,
         deterministic: Optional[bool] = None,
-    ) -> torch.Tensor:
+        *,
+        return_lse: bool = False,
+    ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Attention; see :func:`flash_dmattn.flash_dmattn_func`."""
-        chosen = _choose(forced, query, softcap, deterministic)
-        return chosen.attention(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
+        chosen = _choose(forced, query, softcap, deterministic, return_lse)
+        options = (scale, is_causal, softcap, deterministic)
+        if return_lse:
+            return chosen.attention(query, key, value, attn_mask, attn_bias, *options, return_lse=True)
+        return chosen.attention(query, key, value, attn_mask, attn_bias, *options)
 
     return attention
 
 
-def call_kind(query: Any, softcap: Any, deterministic: Any) -> CallKind:
+def call_kind(query: Any, softcap: Any, deterministic: Any, return_lse: bool = False) -> CallKind:
     """What the choice of a backend looks at.
 
     Raises
@@ -78,13 +83,13 @@ def call_kind(query: Any, softcap: Any, deterministic: Any) -> CallKind:
     try:
         # An option of a wrong type is for the backend to refuse.
         has_softcap = isinstance(softcap, Real) and softcap != 0
-        return CallKind(query.device, query.dtype, has_softcap, deterministic is True)
+        return CallKind(query.device, query.dtype, has_softcap, deterministic is True, return_lse)
     except AttributeError:
         raise TypeError(not_a_tensor("query", query)) from None
 
 
-def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: Any) -> Backend:
-    kind = call_kind(query, softcap, deterministic)
+def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: Any, return_lse: bool) -> Backend:
+    kind = call_kind(query, softcap, deterministic, return_lse)
     if forced is None:
         return _choose_backend(kind)
     if kind.device.type not in forced.device_types:
@@ -92,4 +97,6 @@ def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: 
             f"backend {forced.name!r} takes {' or '.join(forced.device_types)} tensors, query is on {kind.device}; "
             f"move the tensors or leave the choice to flash_dmattn_func_auto()"
         )
+    if return_lse and not forced.returns_lse:
+        raise RuntimeError(f"backend {forced.name!r}: {NO_LSE}")
     return forced

@@ -224,3 +224,16 @@ def test_report_survives_a_broken_installation(monkeypatch) -> None:
     facts = dict(main.report())
     assert facts["triton"] == "not importable: OSError: triton: cannot open shared object file"
     assert facts["GPU 0"].startswith("OSError: ")
+
+
+@pytest.mark.parametrize("name", ["flex"])
+def test_lse_of_a_backend_without_it_is_refused(name) -> None:
+    with pytest.raises(
+        RuntimeError, match=rf"backend '{name}': return_lse is not served by this backend; accepted: False"
+    ):
+        flash_dmattn_func_auto(name)(**call(), return_lse=True)
+
+
+def test_lse_goes_to_a_backend_that_returns_it() -> None:
+    out, lse = flash_dmattn_func_auto()(**call(), return_lse=True)
+    assert lse.shape == (out.shape[0], out.shape[2], out.shape[1])

@@ -96,7 +96,7 @@ def flex_dmattn_func(
     form = CallForm.of(query, key, attn_mask, attn_bias, scale, bool(is_causal))
     if query.is_cuda:
         return _attend_compiled(form, query, key, value, attn_mask, attn_bias)
-    if needs_gradient(query, key, value, attn_bias):
+    if needs_gradient((query, key, value), attn_bias):
         return _EagerAttention.apply(form, query, key, value, attn_mask, attn_bias)
     return _attend_eagerly(form, query, key, value, attn_mask, attn_bias)
 

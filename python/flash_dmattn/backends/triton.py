@@ -94,7 +94,7 @@ def triton_dmattn_func(
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         bool(is_causal),
     )
-    if needs_gradient(query, key, value, attn_bias):
+    if needs_gradient((query, key, value), attn_bias):
         return _TritonAttention.apply(*arguments)
     with _device_guard(query):
         return _kernels().attention_forward(*arguments)[0]

@@ -85,6 +85,11 @@ class Case:
         shape = (self.batch, self.len_q, self.heads, self.head_dim)
         return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
+    def grad_lse(self, device: str) -> torch.Tensor:
+        """A gradient of the lse, float32."""
+        generator = torch.Generator().manual_seed(2)
+        return torch.randn((self.batch, self.heads, self.len_q), generator=generator).to(device)
+
 
 def random_mask(shape: Shape, generator: torch.Generator) -> torch.Tensor:
     """Half of the keys visible."""
