@@ -9,8 +9,10 @@ and makes the exit code 1. `--verify` runs nothing: it tells whether the record 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -146,6 +148,8 @@ class Check:
         junit = self.logs / "pytest.xml"
         junit.unlink(missing_ok=True)
         test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "python/tests"]
+        if importlib.util.find_spec("xdist"):  # compilers of Triton and Inductor take one core each
+            test += ["-n", str(min(os.cpu_count() or 1, 12))]
         env = {"PYTHONPATH": os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")}
         status, output = self._command("pytest", test if self.everything else [*test, "-m", "gpu"], env)
         return self._counted("pytest", junit, status, output)
@@ -229,11 +233,13 @@ def machine() -> dict:
     return {"gpu": name, "driver": driver, "cuda": release.group(1) if release else "no nvcc"}
 
 
-def run_step(check: Check, step: str, action: Callable[[], dict]) -> dict:
+def run_step(check: Check, step: str) -> dict:
     """The step's entry in the record: ok, problem, seconds, and what the step found."""
     print(f"== {step}", flush=True)
     start = time.monotonic()
+    check = copy.copy(check)  # with a deadline of its own: steps may run side by side
     check.start(step)
+    action = {"build": check.build, "ctest": check.ctest, "pytest": check.pytest, "sanitizers": check.sanitize}[step]
     try:
         entry = action()
     except StepError as error:
@@ -269,6 +275,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     out.add_argument("--verify", action="store_true", help="only tell whether the record is of these sources")
     out.add_argument("--output", type=Path, default=RECORD, help="the record (default tests/gpu_record.json)")
     out.add_argument("--steps", type=subset(STEPS), default=list(STEPS), help=f"of {','.join(STEPS)}, default: all")
+    out.add_argument("--together", action="store_true", help="after the build, all steps side by side")
     out.add_argument("--update", action="store_true", help="keep the record's other steps, if of these sources and GPU")
     out.add_argument("--build-dir", type=Path, default=ROOT / "build" / "gpu", help="default build/gpu")
     out.add_argument("--reuse-build", action="store_true", help="configure nothing: bring --build-dir up to date")
@@ -295,12 +302,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = new_record(here, digest, read_record(args.output) if args.update else None)
     check = Check(args)
     check.continue_record(record)
-    actions = {"build": check.build, "ctest": check.ctest, "pytest": check.pytest, "sanitizers": check.sanitize}
-    for step in args.steps:
-        record["steps"][step] = run_step(check, step, actions[step])
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
-        if step == "build" and not record["steps"][step]["ok"]:
+    groups = [["build"], list(STEPS[1:])] if args.together else [[step] for step in STEPS]
+    for group in groups:
+        steps = [step for step in group if step in args.steps]
+        with ThreadPoolExecutor(max_workers=len(group)) as pool:
+            runs = {step: pool.submit(run_step, check, step) for step in steps}
+            for step, run in runs.items():
+                record["steps"][step] = run.result()
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                args.output.write_text(json.dumps(record, indent=1) + "\n")
+        if "build" in steps and not record["steps"]["build"]["ok"]:
             break
     problem = verify(record, digest, args.output)
     print(problem or f"all steps passed on {here['gpu']}: {args.output}")

@@ -151,14 +151,15 @@ def test_sanitizer_run(check, tmp_path, xml, after, problem):
     assert result["problem"] is None if problem is None else problem in result["problem"]
 
 
-def test_a_step_has_a_time_limit(check, tmp_path):
+def test_a_step_has_a_time_limit(check, tmp_path, monkeypatch):
     check.timeouts["build"] = 0.1
-    entry = gpu_check.run_step(check, "build", lambda: check._must("sleep", ["sleep", "30"]))
+    monkeypatch.setattr(gpu_check.Check, "build", lambda self: self._must("sleep", ["sleep", "30"]))
+    entry = gpu_check.run_step(check, "build")
     assert not entry["ok"]
     assert "time limit" in entry["problem"]
 
 
 def test_reuse_without_a_build_is_refused(check, tmp_path):
     check.reuse = True
-    entry = gpu_check.run_step(check, "build", check.build)
+    entry = gpu_check.run_step(check, "build")
     assert "holds no build" in entry["problem"]
