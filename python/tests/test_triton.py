@@ -80,7 +80,7 @@ def target(request: pytest.FixtureRequest) -> Target:
         pytest.skip("Triton ignores softcap, as the API reference says")
     if case is not None and dtype != WHOLE_TABLE[device] and not case.name.startswith(OTHER_DTYPE_CASES):
         pytest.skip(f"tested in {_name(WHOLE_TABLE[device])}: interpreting and compiling take minutes")
-    return Target(flash_dmattn_func_auto("triton"), device, dtype)
+    return Target(flash_dmattn_func_auto("triton"), device, dtype, "triton")
 
 
 def require_triton() -> None:
@@ -120,7 +120,7 @@ def test_tiles_of_other_gpus(name: str, tile: Tuple[int, int], monkeypatch: pyte
     monkeypatch.setattr(configs, "_INTERPRETED", configs.Configs(config, config, config))
     case = next(case for case in CASES if case.name == name)
     test_output_and_gradients(
-        replace(case, batch=1, heads=2, heads_kv=1), Target(triton_dmattn_func, "cpu", torch.float32)
+        replace(case, batch=1, heads=2, heads_kv=1), Target(triton_dmattn_func, "cpu", torch.float32, "triton")
     )
 
 
