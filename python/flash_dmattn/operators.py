@@ -7,6 +7,7 @@ graph there, and FakeTensor, dispatch modes and functorch transforms have nothin
 An eager call does not go through an operator: that would cost it several times what it costs to call the library.
 """
 
+from functools import lru_cache
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
@@ -66,6 +67,8 @@ def call_operator(
     recorded: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Output and lse by the operator of `layout`. `recorded` says that a backward pass may follow."""
+    if not _is_compiling():
+        _register_flop_formulas()
     operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
     options = (scale, bool(is_causal), softcap, deterministic, recorded and attn_mask is not None)
     out, lse, _ = operator.default(*tensors, attn_mask, attn_bias, *options)
@@ -195,8 +198,6 @@ def _tags() -> Tuple[Any, ...]:
 
 
 def _register(library: "torch.library.Library", layout: Layout) -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
     operator = _Operator(layout)
     forward, backward = (f"attention{layout.suffix}", f"attention{layout.suffix}_backward")
     for schema in _schemas(layout):
@@ -210,9 +211,18 @@ def _register(library: "torch.library.Library", layout: Layout) -> None:
         f"{NAMESPACE}::{forward}", operator.differentiate, setup_context=operator.keep, lib=library
     )
     torch.library.register_autograd(f"{NAMESPACE}::{backward}", _refuse_second_derivative, lib=library)
+
+
+@lru_cache(maxsize=None)
+def _register_flop_formulas() -> None:
+    """Formulas for FlopCounterMode; at the first call that torch watches, because its module imports Triton."""
+    from torch.utils.flop_counter import register_flop_formula
+
     namespace = getattr(torch.ops, NAMESPACE)
-    register_flop_formula(getattr(namespace, forward))(operator.flops)
-    register_flop_formula(getattr(namespace, backward))(operator.flops_of_backward)
+    for layout in LAYOUTS:
+        operator = _Operator(layout)
+        register_flop_formula(getattr(namespace, f"attention{layout.suffix}"))(operator.flops)
+        register_flop_formula(getattr(namespace, f"attention{layout.suffix}_backward"))(operator.flops_of_backward)
 
 
 # A fragment: other modules may add operators to the namespace. Registrations last as long as this object.
