@@ -115,9 +115,15 @@ def print_table(document: dict) -> None:
 
 def _overhead_sentence(overhead: dict) -> str:
     times = ", ".join(f"{name} {value:.1f}" for name, value in overhead["microseconds"].items())
+    batch, length, heads, head_dim = overhead["shape"]
+    what = (
+        "Time of one small forward call, computation included"
+        if "cpu" in overhead["microseconds"]
+        else ("Host time of one small forward call")
+    )
     return (
-        f"Host time of one small forward call without gradients, median of {overhead['calls']}, in microseconds: "
-        f"{times} ({overhead['ratio']:.2f} times SDPA's)."
+        f"{what} (B{batch} L{length} H{heads} D{head_dim}, no gradients, median of {overhead['calls']}), "
+        f"in microseconds: {times} ({overhead['ratio']:.2f} times SDPA's)."
     )
 
 
