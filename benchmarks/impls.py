@@ -56,11 +56,12 @@ def _qkv(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 class Fdma(Impl):
-    """flash_dmattn itself, through flash_dmattn_func, which serves the device of the tensors."""
+    """flash_dmattn itself, by one of its backends. `name` is the backend's, where no peer has that."""
 
-    def __init__(self, device: str):
-        self.name = device
-        self.devices = (device,)
+    def __init__(self, backend: str, device: str | None = None, name: str | None = None):
+        self.name = name or backend
+        self.devices = (device or backend,)
+        self._backend = backend
 
     def reason(self, workload: Workload) -> str | None:
         unsupported = _import_reason("flash_dmattn", "flash_dmattn_func")
@@ -69,13 +70,16 @@ class Fdma(Impl):
         import flash_dmattn
 
         backends = flash_dmattn.get_available_backends()
-        return None if self.name in backends else f"backend {self.name} is not available (available: {backends})"
+        available = self._backend in backends
+        return None if available else f"backend {self._backend} is not available (available: {backends})"
 
     def build(self, inputs: Inputs) -> Call:
-        from flash_dmattn import flash_dmattn_func
+        from flash_dmattn import flash_dmattn_func_auto
+
+        attention = flash_dmattn_func_auto(self._backend)
 
         def forward() -> torch.Tensor:
-            return flash_dmattn_func(
+            return attention(
                 inputs.query,
                 inputs.key,
                 inputs.value,
@@ -88,6 +92,21 @@ class Fdma(Impl):
         if inputs.bias is not None:
             leaves["bias"] = inputs.bias
         return Call(forward, leaves)
+
+
+class FdmaFlex(Fdma):
+    """The backend over FlexAttention; :class:`Flex` is FlexAttention used directly."""
+
+    compiles = True
+
+    def remark(self, workload: Workload) -> str | None:
+        return "the block mask is built in each call" if workload.mask or workload.is_causal else None
+
+    def build(self, inputs: Inputs) -> Call:
+        import torch._functorch.config
+
+        torch._functorch.config.donated_buffer = False  # backward is timed several times on one graph
+        return super().build(inputs)
 
 
 class Sdpa(Impl):
@@ -239,6 +258,7 @@ class TorchTopk(Impl):
 IMPLS: tuple[Impl, ...] = (
     Fdma("cuda"),
     Fdma("cpu"),
+    Fdma("triton", "cuda"),
     TorchTopk(),
     FlashAttention("fa2", "flash_attn"),
     Sdpa("sdpa-flash", "FLASH_ATTENTION", ("cuda",), masks=False, bias_grad=False),
@@ -247,8 +267,9 @@ IMPLS: tuple[Impl, ...] = (
     Sdpa("sdpa-efficient", "EFFICIENT_ATTENTION", ("cuda",), masks=True, bias_grad=True),
     Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True),
     Flex(),
+    FdmaFlex("flex", "cuda", "flex-dmattn"),
 )
-OURS = ("cuda", "cpu")
+OURS = ("cuda", "cpu", "triton", "flex-dmattn")
 
 
 def explain_failure(run: Callable[[], object]) -> str | None:

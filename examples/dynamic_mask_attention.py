@@ -8,6 +8,7 @@ random, one value for each (head, query, key). Runs at full size on a GPU and at
 """
 
 import argparse
+import io
 import statistics
 import sys
 import time
@@ -15,8 +16,7 @@ from typing import Callable, Dict, List, NamedTuple
 
 import torch
 
-from flash_dmattn import flash_dmattn_func_auto, get_available_backends
-from flash_dmattn.backends import backend_for_device
+from flash_dmattn import explain, flash_dmattn_func_auto, get_available_backends
 from flash_dmattn.testing.compare import assert_matches
 from flash_dmattn.testing.reference import Results, call_with_gradients, reference_results
 
@@ -37,7 +37,7 @@ class Timing(NamedTuple):
 def parse_arguments() -> argparse.Namespace:
     """Read the command line; sizes that are not given depend on the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where a backend can run on it")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is a GPU")
     parser.add_argument("--backend", choices=["cuda", "triton", "flex", "cpu"], help="default: the best for the device")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--heads", type=int)
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.device is None:
-        arguments.device = "cuda" if get_available_backends()[0] != "cpu" else "cpu"
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, default in zip(("batch", "heads", "length", "head_dim", "keep", "dtype"), DEFAULTS[arguments.device]):
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
@@ -174,14 +174,20 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         attention = flash_dmattn_func_auto(arguments.backend)
-        backend = arguments.backend or backend_for_device(arguments.device).name
     except RuntimeError as refusal:
         print(refusal)
         return 1
+    inputs = make_inputs(arguments)
+    backend = arguments.backend
+    if backend is None:
+        explanation = explain(inputs["query"], inputs["key"], inputs["value"], file=io.StringIO())
+        if explanation.chosen is None:
+            print(explanation)
+            return 1
+        backend = explanation.chosen
     on = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"backend    {backend} on {on}; available: {', '.join(get_available_backends())}")
 
-    inputs = make_inputs(arguments)
     inputs["attn_mask"] = top_keys_mask(inputs["attn_bias"], arguments.keep)
     options: Dict[str, object] = {"is_causal": not arguments.full, "scale": arguments.head_dim**-0.5}
     grad_out = torch.randn_like(inputs["query"])

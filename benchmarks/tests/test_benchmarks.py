@@ -8,7 +8,7 @@ import torch
 from benchmarks import report
 from benchmarks.check import Reference
 from benchmarks.cli import main
-from benchmarks.impls import Call, Fdma, Flex, Impl, Sdpa, TorchTopk
+from benchmarks.impls import IMPLS, OURS, Call, Fdma, FdmaFlex, Flex, Impl, Sdpa, TorchTopk
 from benchmarks.runner import run, tflops
 from benchmarks.workloads import Inputs, Workload
 
@@ -72,9 +72,19 @@ def test_flex_agrees_with_the_reference(workload):
 @pytest.mark.parametrize("workload", [SMALL, MASKED], ids=lambda workload: workload.name)
 def test_this_project_agrees_with_the_reference(workload):
     pytest.importorskip("flash_dmattn")
-    results = run([workload], [Fdma("cpu")], ["fwd", "bwd"], budget_s=60, quick=True)
+    results = run(
+        [workload], [Fdma("cpu"), FdmaFlex("flex", "cpu", "flex-dmattn")], ["fwd", "bwd"], budget_s=60, quick=True
+    )
     assert not results.left_out
-    assert [row.which for row in results.rows] == ["fwd", "bwd"]
+    assert [(row.impl, row.which) for row in results.rows] == [
+        (impl, which) for impl in ("cpu", "flex-dmattn") for which in ("fwd", "bwd")
+    ]
+
+
+def test_implementations_have_distinct_names():
+    names = [impl.name for impl in IMPLS]
+    assert len(set(names)) == len(names)
+    assert set(OURS) <= set(names)
 
 
 class Wrong(Impl):

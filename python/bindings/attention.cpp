@@ -116,11 +116,11 @@ fdma_mask read_packed_mask(fdma_device device, nb::handle packed_mask, nb::handl
   return mask;
 }
 
-void attention_backward(nb::handle grad_out, nb::handle query, nb::handle key, nb::handle value, nb::handle packed_mask,
-                        nb::handle mask_shape, nb::handle attn_bias, nb::handle out, nb::handle lse, nb::handle scale,
-                        nb::handle is_causal, nb::handle softcap, bool deterministic, nb::handle grad_query,
-                        nb::handle grad_key, nb::handle grad_value, nb::handle grad_bias, int32_t num_threads,
-                        uintptr_t stream, nb::handle allocate) {
+void attention_backward(nb::handle grad_out, nb::handle grad_lse, nb::handle query, nb::handle key, nb::handle value,
+                        nb::handle packed_mask, nb::handle mask_shape, nb::handle attn_bias, nb::handle out,
+                        nb::handle lse, nb::handle scale, nb::handle is_causal, nb::handle softcap, bool deterministic,
+                        nb::handle grad_query, nb::handle grad_key, nb::handle grad_value, nb::handle grad_bias,
+                        int32_t num_threads, uintptr_t stream, nb::handle allocate) {
   fdma_attention_backward_params params;
   fdma_attention_backward_params_init(&params);
   read_inputs(params, query, key, value, attn_bias, scale, is_causal, softcap, num_threads);
@@ -129,6 +129,7 @@ void attention_backward(nb::handle grad_out, nb::handle query, nb::handle key, n
   params.out = read_on(params.device, out, "out");
   params.lse = read_on(params.device, lse, "lse");
   params.grad_out = read_on(params.device, grad_out, "grad_out");
+  params.grad_lse = read_optional(params.device, grad_lse, "grad_lse");
   params.grad_query = read_optional(params.device, grad_query, "grad_query");
   params.grad_key = read_optional(params.device, grad_key, "grad_key");
   params.grad_value = read_optional(params.device, grad_value, "grad_value");
@@ -152,11 +153,12 @@ void bind_attention(nb::module_& module) {
              optional("attn_mask"), optional("attn_bias"), optional("scale"), optional("is_causal"),
              optional("softcap"), nb::arg("out"), optional("lse"), nb::arg("keep_mask"), nb::arg("num_threads"),
              nb::arg("stream"), nb::arg("allocate"));
-  module.def("attention_backward", &attention_backward, nb::arg("grad_out"), nb::arg("query"), nb::arg("key"),
-             nb::arg("value"), optional("packed_mask"), optional("mask_shape"), optional("attn_bias"), nb::arg("out"),
-             nb::arg("lse"), optional("scale"), optional("is_causal"), optional("softcap"), nb::arg("deterministic"),
-             optional("grad_query"), optional("grad_key"), optional("grad_value"), optional("grad_bias"),
-             nb::arg("num_threads"), nb::arg("stream"), nb::arg("allocate"));
+  module.def("attention_backward", &attention_backward, nb::arg("grad_out"), optional("grad_lse"),
+             nb::arg("query"), nb::arg("key"), nb::arg("value"), optional("packed_mask"), optional("mask_shape"),
+             optional("attn_bias"), nb::arg("out"), nb::arg("lse"), optional("scale"), optional("is_causal"),
+             optional("softcap"), nb::arg("deterministic"), optional("grad_query"), optional("grad_key"),
+             optional("grad_value"), optional("grad_bias"), nb::arg("num_threads"), nb::arg("stream"),
+             nb::arg("allocate"));
 }
 
 }  // namespace fdma::python

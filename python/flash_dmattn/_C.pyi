@@ -40,6 +40,7 @@ def attention_forward(
 
 def attention_backward(
     grad_out: Tensor,
+    grad_lse: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -1,8 +1,9 @@
 """Attention in which each query sees only the keys that a learned score says matter.
 
 ``flash_dmattn_func_auto()`` returns an attention function that chooses its backend by the tensors of each call;
-``flash_dmattn_func`` is libfdma itself, on CUDA and on the CPU. Importing this package touches no device: whether a GPU
-can be used is found out when ``get_available_backends``, ``CUDA_AVAILABLE`` or a call asks.
+``flash_dmattn_func`` is libfdma itself, on CUDA and on the CPU, and ``flex_dmattn_func`` is FlexAttention; ``explain``
+says which backend serves a call and why. Importing this package touches no device: whether a GPU can be used is found
+out when ``get_available_backends``, ``CUDA_AVAILABLE`` or a call asks.
 """
 
 from typing import TYPE_CHECKING, List
@@ -11,6 +12,10 @@ from flash_dmattn._C import __version__
 from flash_dmattn.attention import flash_dmattn_func
 from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.backends import get_available_backends
+from flash_dmattn.backends.flex import flex_dmattn_func
+from flash_dmattn.backends.triton import triton_dmattn_func
+from flash_dmattn.explanation import explain
+from flash_dmattn.packed import flash_dmattn_kvpacked_func, flash_dmattn_qkvpacked_func
 
 if TYPE_CHECKING:
     CUDA_AVAILABLE: bool
@@ -22,9 +27,14 @@ __all__ = [
     "FLEX_AVAILABLE",
     "TRITON_AVAILABLE",
     "__version__",
+    "explain",
     "flash_dmattn_func",
     "flash_dmattn_func_auto",
+    "flash_dmattn_kvpacked_func",
+    "flash_dmattn_qkvpacked_func",
+    "flex_dmattn_func",
     "get_available_backends",
+    "triton_dmattn_func",
 ]
 
 _AVAILABILITY = {"CUDA_AVAILABLE": "cuda", "TRITON_AVAILABLE": "triton", "FLEX_AVAILABLE": "flex"}

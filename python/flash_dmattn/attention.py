@@ -4,9 +4,9 @@ from typing import Optional
 
 import torch
 
-from flash_dmattn import ops
-from flash_dmattn.autograd import Attention
-from flash_dmattn.inputs import check_types, needs_gradient
+from flash_dmattn.calls import Result, attend
+from flash_dmattn.inputs import check_types
+from flash_dmattn.layouts import APART
 
 
 def flash_dmattn_func(
@@ -19,7 +19,9 @@ def flash_dmattn_func(
     is_causal: Optional[bool] = None,
     softcap: Optional[float] = None,
     deterministic: Optional[bool] = None,
-) -> torch.Tensor:
+    *,
+    return_lse: bool = False,
+) -> Result:
     """Attention with a mask and a bias, by libfdma: CUDA tensors run its kernels, CPU tensors its CPU backend.
 
     For query row ``q`` of head ``h``, which reads kv head ``h // (H // H_kv)``::
@@ -29,7 +31,8 @@ def flash_dmattn_func(
         out     = sum over the seen k of softmax(s)(k) * value(k)
 
     A row that sees no key gives zeros, and zero gradients. The causal diagonal ends in the bottom-right corner.
-    Sums are float32.
+    Sums are float32. Where autocast is enabled, `query`, `key` and `value` are cast to its dtype; `attn_bias` keeps its
+    own, which costs nothing and loses nothing.
 
     Parameters
     ----------
@@ -51,12 +54,17 @@ def flash_dmattn_func(
         Bound scores to ``softcap * tanh(score / softcap)``, after `scale` and before `attn_bias`. Default 0, no bound.
     deterministic : bool, optional
         Make backward bitwise reproducible. Default: what ``torch.use_deterministic_algorithms`` has set.
+    return_lse : bool
+        Return the lse too.
 
     Returns
     -------
-    torch.Tensor
+    out : torch.Tensor
         ``(B, Lq, H, D)``, contiguous, of the dtype of `query`. Differentiable once in `query`, `key`, `value` and
         `attn_bias`.
+    lse : torch.Tensor
+        With `return_lse`: ``(B, H, Lq)``, float32, the natural logarithm of the sum over the seen ``k`` of
+        ``exp(s(k))``; -inf for a row that sees no key. Differentiable once in `query`, `key` and `attn_bias`.
 
     Raises
     ------
@@ -79,9 +87,6 @@ def flash_dmattn_func(
     >>> flash_dmattn_func(query, key, value, attn_mask=keep, attn_bias=bias, is_causal=True).shape
     torch.Size([1, 128, 4, 64])
     """
-    check_types(query, key, value, attn_mask, attn_bias, deterministic)
-    if not needs_gradient(query, key, value, attn_bias):
-        return ops.attention_forward(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap)[0]
-    if deterministic is None:
-        deterministic = torch.are_deterministic_algorithms_enabled()
-    return Attention.apply(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
+    check_types(query, key, value, attn_mask, attn_bias, deterministic, return_lse)
+    tensors = (query, key, value)
+    return attend(APART, tensors, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, return_lse)

@@ -1,16 +1,17 @@
 """``flash_dmattn_func_auto``: attention by the best backend for the tensors of each call."""
 
 from functools import lru_cache
-from typing import Any, Callable, Optional
+from numbers import Real
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 
-from flash_dmattn.backends import backend_for_device, find_backend
-from flash_dmattn.backends.base import AttentionFunction, Backend
+from flash_dmattn.backends import choose_backend, find_backend
+from flash_dmattn.backends.base import NO_LSE, AttentionFunction, Backend, CallKind
 from flash_dmattn.inputs import not_a_tensor
 
 # What can run does not change while a process lives, and asking costs more than a small call. Refusals are not kept.
-_backend_for_device: Callable[[str], Backend] = lru_cache(maxsize=None)(backend_for_device)
+_choose_backend: Callable[[CallKind], Backend] = lru_cache(maxsize=None)(choose_backend)
 
 
 def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
@@ -19,8 +20,10 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
     Parameters
     ----------
     backend : str, optional
-        ``"cuda"``, ``"triton"``, ``"flex"`` or ``"cpu"``. Default: each call takes the first of these, in that order,
-        that is available and takes the device of its `query`.
+        ``"cuda"``, ``"triton"``, ``"flex"`` or ``"cpu"``: every call goes to this one, or raises. Default: each call
+        goes to the first that can serve it as it is, of ``"cuda"``, ``"triton"``, ``"flex"`` for CUDA tensors and
+        ``"cpu"`` for CPU tensors. Device and dtype of `query` decide, and `softcap` and `deterministic`: a backend that
+        would ignore one that is given is not chosen. :func:`flash_dmattn.explain` tells the choice and its reasons.
 
     Returns
     -------
@@ -32,8 +35,8 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
     ValueError
         `backend` is not the name of a backend.
     RuntimeError
-        The backend cannot run in this process. The message says why. Calls raise it when they are given tensors that
-        the forced backend does not take, or when no backend can run on the device of `query`.
+        The backend cannot run in this process. The message says why. Calls raise it when they are given tensors on a
+        device that the forced backend does not take, or when no backend can serve them.
 
     Examples
     --------
@@ -56,24 +59,44 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
         is_causal: Optional[bool] = None,
         softcap: Optional[float] = None,
         deterministic: Optional[bool] = None,
-    ) -> torch.Tensor:
+        *,
+        return_lse: bool = False,
+    ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Attention; see :func:`flash_dmattn.flash_dmattn_func`."""
-        chosen = _choose(forced, query)
-        return chosen.attention(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
+        chosen = _choose(forced, query, softcap, deterministic, return_lse)
+        options = (scale, is_causal, softcap, deterministic)
+        if return_lse:
+            return chosen.attention(query, key, value, attn_mask, attn_bias, *options, return_lse=True)
+        return chosen.attention(query, key, value, attn_mask, attn_bias, *options)
 
     return attention
 
 
-def _choose(forced: Optional[Backend], query: Any) -> Backend:
+def call_kind(query: Any, softcap: Any, deterministic: Any, return_lse: bool = False) -> CallKind:
+    """What the choice of a backend looks at.
+
+    Raises
+    ------
+    TypeError
+        `query` is no tensor.
+    """
     try:
-        device_type = query.device.type
+        # An option of a wrong type is for the backend to refuse.
+        has_softcap = isinstance(softcap, Real) and softcap != 0
+        return CallKind(query.device, query.dtype, has_softcap, deterministic is True, return_lse)
     except AttributeError:
         raise TypeError(not_a_tensor("query", query)) from None
+
+
+def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: Any, return_lse: bool) -> Backend:
+    kind = call_kind(query, softcap, deterministic, return_lse)
     if forced is None:
-        return _backend_for_device(device_type)
-    if device_type != forced.device_type:
+        return _choose_backend(kind)
+    if kind.device.type not in forced.device_types:
         raise RuntimeError(
-            f"backend {forced.name!r} takes {forced.device_type} tensors, query is on {query.device}; "
+            f"backend {forced.name!r} takes {' or '.join(forced.device_types)} tensors, query is on {kind.device}; "
             f"move the tensors or leave the choice to flash_dmattn_func_auto()"
         )
+    if return_lse and not forced.returns_lse:
+        raise RuntimeError(f"backend {forced.name!r}: {NO_LSE}")
     return forced

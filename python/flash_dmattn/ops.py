@@ -17,6 +17,7 @@ def attention_forward(
     is_causal: Optional[bool],
     softcap: Optional[float],
     keep_for_backward: bool = False,
+    with_lse: bool = False,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Attention and, with `keep_for_backward`, what :func:`attention_backward` wants of it.
 
@@ -25,13 +26,14 @@ def attention_forward(
     out : torch.Tensor
         ``(B, Lq, H, D)``, contiguous.
     lse : torch.Tensor or None
-        ``(B, H, Lq)``, float32: the natural logarithm of the sum of exponentials of each row.
+        ``(B, H, Lq)``, float32: the natural logarithm of the sum of exponentials of each row. Given with
+        `keep_for_backward` or `with_lse`.
     packed_mask : torch.Tensor or None
-        `attn_mask` as one bit a score, uint8.
+        `attn_mask` as one bit a score, uint8. Given with `keep_for_backward`.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = None
-    if keep_for_backward and query.dim() == 4:  # otherwise there is no lse, and the library refuses the call
+    if (keep_for_backward or with_lse) and query.dim() == 4:  # else there is no lse, and the library refuses the call
         batch, len_q, heads, _ = query.shape
         lse = torch.empty((batch, heads, len_q), dtype=torch.float32, device=query.device)
     packed_mask = _run(
@@ -43,7 +45,8 @@ def attention_forward(
 
 
 def attention_backward(
-    grad_out: torch.Tensor,
+    grad_out: Optional[torch.Tensor],
+    grad_lse: Optional[torch.Tensor],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -56,25 +59,36 @@ def attention_backward(
     is_causal: Optional[bool],
     softcap: Optional[float],
     deterministic: bool,
-    needs: Tuple[bool, bool, bool, bool],
-) -> Tuple[Optional[torch.Tensor], ...]:
-    """Gradients of query, key, value and attn_bias: those that `needs` asks for, None for the others.
+    grads: Sequence[Optional[torch.Tensor]],
+) -> None:
+    """Write the gradients of query, key, value and attn_bias into `grads`; those that are None are not computed.
 
-    `mask_shape` is the shape of the mask that `packed_mask` was made of, with the last dimension expanded to ``Lk``.
-    Each gradient is contiguous and has the shape and dtype of its input; that of a broadcast bias is summed.
+    At least one of `grad_out` and `grad_lse` is given; None is a gradient of zero. `mask_shape` is the shape of the
+    mask that `packed_mask` was made of, with the last dimension expanded to ``Lk``. Gradients of query, key and value
+    have the shape and dtype of their inputs and any layout that addresses no element twice; that of a bias is
+    contiguous and summed over the dimensions that broadcast.
     """
-    # Gradients of a sum or a mean arrive expanded; the kernels read rows of head_dim elements.
-    if grad_out.stride(-1) != 1:
+    if grad_out is None:
+        grad_out = out.new_zeros(out.shape[-1]).expand_as(out)
+    elif grad_out.stride(-1) != 1:
+        # Gradients of a sum or a mean arrive expanded; the kernels read rows of head_dim elements.
         grad_out = grad_out.contiguous()
-    inputs = (query, key, value, attn_bias)
-    grads = tuple(
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed and tensor is not None else None
-        for tensor, needed in zip(inputs, needs)
-    )
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
     saved = (query, key, value, packed_mask, mask_shape, attn_bias, out, lse)
     options = (scale, is_causal, softcap, deterministic)
-    _run(_C.attention_backward, query, (grad_out, *saved, *options, *grads))
-    return grads
+    _run(_C.attention_backward, query, (grad_out, grad_lse, *saved, *options, *grads))
+
+
+def packed_mask_bytes(batch: int, heads: int, rows: int, keys: int) -> int:
+    """Size of the packed form of a mask of these extents, `keys` being ``Lk`` also where the mask broadcasts.
+
+    Operators of torch.library state their outputs' shapes before anything runs, with symbols in place of extents; for
+    numbers this is ``fdma_mask_packed_size`` of the C API. cpp/kernels/policy/mask_bits.hpp has the layout.
+    """
+    row_bytes = (keys + 127) // 128 * 16
+    tile_row_bytes = (keys + 2047) // 2048 * 4
+    return batch * heads * (rows * row_bytes + (rows + 63) // 64 * tile_row_bytes)
 
 
 def _bytes_like(tensor: torch.Tensor, count: int) -> torch.Tensor:

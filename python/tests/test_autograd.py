@@ -72,7 +72,8 @@ def test_sum_backward(target, inputs) -> None:
     assert inputs["query"].grad.shape == inputs["query"].shape
 
 
-def test_dense_mask_is_not_kept(target, inputs) -> None:
+def test_dense_mask_is_not_kept(libfdma_target) -> None:
+    inputs = CASE.inputs(libfdma_target.dtype, libfdma_target.device)
     inputs["query"].requires_grad_()
     inputs["attn_mask"] = inputs["attn_mask"].float()
     kept = []
@@ -82,7 +83,7 @@ def test_dense_mask_is_not_kept(target, inputs) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        target.attention(**inputs, **CASE.options)
+        libfdma_target.attention(**inputs, **CASE.options)
     mask = inputs["attn_mask"]
     assert all(tensor.data_ptr() != mask.data_ptr() for tensor in kept)
     packed = [tensor for tensor in kept if tensor.dtype == torch.uint8]
@@ -91,11 +92,13 @@ def test_dense_mask_is_not_kept(target, inputs) -> None:
     assert packed[0].numel() < mask.numel() * mask.element_size() / 16
 
 
-def test_changing_the_mask_after_forward_changes_no_gradient(target, inputs, grad_out) -> None:
+def test_changing_the_mask_after_forward_changes_no_gradient(libfdma_target) -> None:
+    inputs = CASE.inputs(libfdma_target.dtype, libfdma_target.device)
+    grad_out = CASE.grad_out(libfdma_target.dtype, libfdma_target.device)
     call = {**CASE.options, "deterministic": True}
-    expected = call_with_gradients(target.attention, inputs, call, grad_out).grads["query"]
+    expected = call_with_gradients(libfdma_target.attention, inputs, call, grad_out).grads["query"]
     query = inputs["query"].detach().requires_grad_()
-    out = target.attention(**{**inputs, "query": query}, **call)
+    out = libfdma_target.attention(**{**inputs, "query": query}, **call)
     inputs["attn_mask"].zero_()
     out.backward(grad_out)
     assert torch.equal(query.grad, expected)

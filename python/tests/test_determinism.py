@@ -21,12 +21,12 @@ CASE = Case(
 )
 
 
-def test_a_hundred_repeats_are_equal(target) -> None:
-    inputs = CASE.inputs(target.dtype, target.device)
-    grad_out = CASE.grad_out(target.dtype, target.device)
-    first = call_with_gradients(target.attention, inputs, CASE.options, grad_out)
+def test_a_hundred_repeats_are_equal(libfdma_target) -> None:
+    inputs = CASE.inputs(libfdma_target.dtype, libfdma_target.device)
+    grad_out = CASE.grad_out(libfdma_target.dtype, libfdma_target.device)
+    first = call_with_gradients(libfdma_target.attention, inputs, CASE.options, grad_out)
     for _ in range(99):
-        again = call_with_gradients(target.attention, inputs, CASE.options, grad_out)
+        again = call_with_gradients(libfdma_target.attention, inputs, CASE.options, grad_out)
         assert torch.equal(again.out, first.out)
         for name, grad in first.grads.items():
             assert torch.equal(again.grads[name], grad), name
@@ -51,21 +51,21 @@ def test_cpu_results_do_not_depend_on_the_number_of_threads(threads) -> None:
 
 @pytest.mark.parametrize("setting", [False, True])
 @pytest.mark.parametrize("argument", [None, False, True])
-def test_default_follows_torch(setting, argument, target, monkeypatch) -> None:
+def test_default_follows_torch(setting, argument, libfdma_target, monkeypatch) -> None:
     seen = []
     run = ops.attention_backward
 
     def spy(*args, **kwargs):
-        seen.append(args[12])
+        seen.append(args[-2])
         return run(*args, **kwargs)
 
     monkeypatch.setattr(ops, "attention_backward", spy)
-    inputs = CASE.inputs(target.dtype, target.device)
-    grad_out = CASE.grad_out(target.dtype, target.device)
+    inputs = CASE.inputs(libfdma_target.dtype, libfdma_target.device)
+    grad_out = CASE.grad_out(libfdma_target.dtype, libfdma_target.device)
     before = torch.are_deterministic_algorithms_enabled()
     try:
         torch.use_deterministic_algorithms(setting)
-        call_with_gradients(target.attention, inputs, {"deterministic": argument}, grad_out)
+        call_with_gradients(libfdma_target.attention, inputs, {"deterministic": argument}, grad_out)
     finally:
         torch.use_deterministic_algorithms(before)
     assert seen == [setting if argument is None else argument]

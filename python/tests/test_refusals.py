@@ -7,7 +7,15 @@ from typing import Any, Dict, Optional
 import pytest
 import torch
 
-from flash_dmattn import _C, flash_dmattn_func, flash_dmattn_func_auto, get_available_backends
+import flash_dmattn
+from flash_dmattn import (
+    _C,
+    explain,
+    flash_dmattn_func,
+    flash_dmattn_func_auto,
+    flex_dmattn_func,
+    get_available_backends,
+)
 from flash_dmattn.backends import BACKENDS
 
 B, LQ, LK, H, HKV, D = 2, 10, 12, 4, 2, 16
@@ -167,6 +175,56 @@ def test_refusal(name: str, needs_grad: bool) -> None:
     for attention in (flash_dmattn_func, flash_dmattn_func_auto()):
         with pytest.raises(exception, match=f"(?s){message}"):
             attention(**arguments)
+
+
+# Flex takes one set of dtypes on every device, and is given every tensor that torch can hold.
+FLEX_MESSAGES = {
+    "query: float64": "query.dtype is float64; accepted: float16, bfloat16, float32",
+    "query: complex": "query.dtype is complex64; accepted: float16, bfloat16, float32",
+    "query: rank 0": r"query.dim\(\) is 0; accepted: 4, \(B, Lq, H, D\)",
+    "query: rank 6": r"query.dim\(\) is 6; accepted: 4, \(B, Lq, H, D\)",
+    "attn_mask: complex": "attn_mask.dtype is complex64; accepted: bool",
+    "query: meta": "key is on cpu and query on meta; all tensors of a call share a device",
+    "key: another device": "key is on meta and query on cpu; all tensors of a call share a device",
+    "softcap: negative": "softcap is -1; accepted: 0 .* positive finite value",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal_by_flex_and_by_explain(name: str, capsys) -> None:
+    arguments, exception, message = REFUSALS[name]
+    message = FLEX_MESSAGES.get(name, message)
+    with pytest.raises(exception, match=f"(?s){message}"):
+        flex_dmattn_func(**arguments)
+    if isinstance(arguments["query"], torch.Tensor):
+        explanation = explain(**arguments)
+        assert explanation.chosen is None
+        assert re.search(message, "\n".join(explanation.faults))
+        assert "every backend refuses this call: " in capsys.readouterr().out
+
+
+def test_flex_takes_tensors_of_the_cpu_and_of_cuda_devices() -> None:
+    meta = {name: tensor.to("meta") for name, tensor in call().items()}
+    with pytest.raises(ValueError, match="query is on meta; accepted: cuda or cpu"):
+        flex_dmattn_func(**meta)
+
+
+def test_flex_without_flexattention_says_what_is_needed(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
+    with pytest.raises(
+        RuntimeError, match=r"backend 'flex' is not available: torch 2\.5\.1 has no .* torch 2\.6 or newer"
+    ):
+        flex_dmattn_func(**call())
+    assert "flex" not in get_available_backends()
+    assert not flash_dmattn.FLEX_AVAILABLE
+
+
+def test_all_reasons_are_listed_by_flex_too() -> None:
+    arguments = call(scale=math.inf, softcap=-1.0, value=torch.zeros(B, 11, HKV, D))
+    with pytest.raises(ValueError, match="value") as refusal:
+        flex_dmattn_func(**arguments)
+    lines = str(refusal.value).splitlines()
+    assert [re.match(r"\w+", line).group() for line in lines] == ["value", "scale", "softcap"]
 
 
 def test_all_reasons_are_listed() -> None:

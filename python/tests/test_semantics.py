@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from flash_dmattn import ops
 from flash_dmattn.testing.cases import CASES, Case
 from flash_dmattn.testing.compare import assert_matches
 from flash_dmattn.testing.reference import call_with_gradients, reference_attention, reference_results
@@ -13,6 +12,7 @@ from flash_dmattn.testing.reference import call_with_gradients, reference_attent
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_output_and_gradients(case: Case, target) -> None:
+    target.skip_what_is_ignored(case.options)
     inputs = case.inputs(target.dtype, target.device)
     grad_out = case.grad_out(target.dtype, target.device)
     reference = reference_results(inputs, case.options, grad_out)
@@ -30,14 +30,31 @@ def test_output_and_gradients(case: Case, target) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_lse(case: Case, target) -> None:
+def test_lse(case: Case, libfdma_target) -> None:
+    target = libfdma_target
     inputs = case.inputs(target.dtype, target.device)
+    expected_out = target.attention(**inputs, **case.options)
     _, reference = reference_attention(**inputs, **case.options)
     _, eager = reference_attention(**inputs, **case.options, dtype=torch.float32)
-    call = {"scale": None, "is_causal": None, "softcap": None, **case.options}
-    _, lse, _ = ops.attention_forward(**inputs, **call, keep_for_backward=True)
+    out, lse = target.attention(**inputs, **case.options, return_lse=True)
+    assert torch.equal(out, expected_out)
     assert lse.dtype == torch.float32
     assert_matches(lse, reference, eager, "lse")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gradients_through_output_and_lse(case: Case, libfdma_target) -> None:
+    target = libfdma_target
+    inputs = case.inputs(target.dtype, target.device)
+    grads = (case.grad_out(target.dtype, target.device), case.grad_lse(target.device))
+    options = {**case.options, "return_lse": True}
+    reference = reference_results(inputs, options, grads)
+    eager = reference_results(inputs, options, grads, target.dtype)
+    actual = call_with_gradients(target.attention, inputs, options, grads)
+    for name, results in zip(("out", "lse"), zip(actual.out, reference.out, eager.out)):
+        assert_matches(*results, name)
+    for name, grad in actual.grads.items():
+        assert_matches(grad, reference.grads[name], eager.grads[name], f"gradient of {name}")
 
 
 def test_rows_that_see_nothing_give_exact_zeros(target) -> None:

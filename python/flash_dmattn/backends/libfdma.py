@@ -1,12 +1,14 @@
 """libfdma as two backends: its CUDA kernels and its CPU code. One function serves both."""
 
-from typing import Optional
+from typing import List, Optional
 
 import torch
 
 from flash_dmattn import _C
 from flash_dmattn.attention import flash_dmattn_func
-from flash_dmattn.backends.base import Backend
+from flash_dmattn.backends.base import Backend, CallKind
+
+CUDA_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def _cuda_unavailable_reason() -> Optional[str]:
@@ -22,5 +24,15 @@ def _cuda_unavailable_reason() -> Optional[str]:
     return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
 
-cuda = Backend("cuda", "cuda", _cuda_unavailable_reason, flash_dmattn_func)
-cpu = Backend("cpu", "cpu", lambda: None, flash_dmattn_func)
+def _cuda_unsupported_reasons(kind: CallKind) -> List[str]:
+    reasons = []
+    if kind.dtype not in CUDA_DTYPES:
+        reasons.append(f"query.dtype is {str(kind.dtype)[6:]}; accepted on CUDA: float16, bfloat16")
+    device = _C.cuda_unsupported_reason(torch.cuda.current_device() if kind.device.index is None else kind.device.index)
+    return reasons if device is None else [device, *reasons]
+
+
+cuda = Backend(
+    "cuda", "cuda", _cuda_unavailable_reason, flash_dmattn_func, _cuda_unsupported_reasons, returns_lse=True
+)
+cpu = Backend("cpu", "cpu", lambda: None, flash_dmattn_func, returns_lse=True)

@@ -85,6 +85,11 @@ class Case:
         shape = (self.batch, self.len_q, self.heads, self.head_dim)
         return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
+    def grad_lse(self, device: str) -> torch.Tensor:
+        """A gradient of the lse, float32."""
+        generator = torch.Generator().manual_seed(2)
+        return torch.randn((self.batch, self.heads, self.len_q), generator=generator).to(device)
+
 
 def random_mask(shape: Shape, generator: torch.Generator) -> torch.Tensor:
     """Half of the keys visible."""
@@ -232,6 +237,8 @@ CASES: Tuple[Case, ...] = (
     ),
     *(Case(f"bias of {t}", bias="BHQK", bias_dtype=t) for t in (torch.float16, torch.bfloat16, torch.float32)),
     *(Case(f"bias {b}", batch=2, heads=4, len_k=90, bias=b) for b in _BROADCASTS),
+    Case("bias of one query: no dimension is broadcast", len_q=1, len_k=90, heads=4, mask="BHQK", bias="BHQK"),
+    Case("bias of one key: no dimension is broadcast", len_k=1, heads=4, mask="BHQK", bias="BHQK"),
     Case("bias -inf hides", bias="BHQK", make_bias=_some_minus_infinity),
     Case("bias -inf hides a key", bias="B11K", make_bias=_minus_infinite_key, options={"is_causal": True}),
     Case("large scores", bias="BHQK", make_bias=_large, bias_dtype=torch.float32),
@@ -264,4 +271,6 @@ CASES: Tuple[Case, ...] = (
     Case("no batch", batch=0, mask="BHQK", bias="BHQK"),
     Case("no query", len_q=0, mask="BHQK", bias="BHQK"),
     Case("no key", len_k=0, mask="BHQK", bias="BHQK"),
+    Case("no query, bias of keys", len_q=0, bias="B11K"),
+    Case("no key, bias of queries", len_k=0, bias="B1Q1"),
 )

@@ -1,18 +1,21 @@
 """Eager attention, written as its definition reads."""
 
 import math
-from typing import Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 
 GRADIENTS = ("query", "key", "value", "attn_bias")
 """Inputs that have a gradient."""
 
+Outputs = Union[torch.Tensor, Tuple[torch.Tensor, ...]]
+"""The output, or with ``return_lse`` the output and the lse."""
+
 
 class Results(NamedTuple):
     """What a call and its backward pass give."""
 
-    out: torch.Tensor
+    out: Outputs
     grads: Dict[str, torch.Tensor]
 
 
@@ -69,17 +72,20 @@ def reference_attention(
     total = exponentials.sum(dim=-1, keepdim=True)
     dead = total == 0
     probabilities = exponentials / total.masked_fill(dead, 1.0)
-    lse = (shift + torch.log(total)).squeeze(-1)
+    lse = (shift + torch.log(total.masked_fill(dead, 1.0))).masked_fill(dead, -math.inf).squeeze(-1)
     return (probabilities @ value).transpose(1, 2), lse
 
 
 def call_with_gradients(
-    attention: Callable[..., torch.Tensor],
+    attention: Callable[..., Outputs],
     inputs: Dict[str, Optional[torch.Tensor]],
     options: Dict[str, object],
-    grad_out: torch.Tensor,
+    grad_out: Outputs,
 ) -> Results:
-    """Output of a call and the gradients of all of :data:`GRADIENTS` that are given."""
+    """Outputs of a call and the gradients of all of :data:`GRADIENTS` that are given.
+
+    With the option ``return_lse`` there are two outputs, and `grad_out` has a gradient of each.
+    """
     leaves = {
         name: tensor.detach().requires_grad_()
         for name, tensor in inputs.items()
@@ -87,20 +93,26 @@ def call_with_gradients(
     }
     out = attention(**{**inputs, **leaves}, **options)
     grads = torch.autograd.grad(out, list(leaves.values()), grad_out)
-    return Results(out.detach(), dict(zip(leaves, grads)))
+    out = out.detach() if isinstance(out, torch.Tensor) else tuple(tensor.detach() for tensor in out)
+    return Results(out, dict(zip(leaves, grads)))
 
 
 def reference_results(
     inputs: Dict[str, Optional[torch.Tensor]],
     options: Dict[str, object],
-    grad_out: torch.Tensor,
+    grad_out: Outputs,
     dtype: torch.dtype = torch.float64,
 ) -> Results:
-    """Output and gradients of :func:`reference_attention` with all of the arithmetic in `dtype`."""
+    """Outputs and gradients of :func:`reference_attention` with all of the arithmetic in `dtype`."""
     converted = {
         name: tensor.to(dtype) if name in GRADIENTS and tensor is not None else tensor
         for name, tensor in inputs.items()
     }
-    return call_with_gradients(
-        lambda **arguments: reference_attention(**arguments, dtype=dtype)[0], converted, options, grad_out.to(dtype)
-    )
+
+    def attention(return_lse: bool = False, **arguments: Any) -> Outputs:
+        results = reference_attention(**arguments, dtype=dtype)
+        return results if return_lse else results[0]
+
+    single = isinstance(grad_out, torch.Tensor)
+    grads = grad_out.to(dtype) if single else tuple(grad.to(dtype) for grad in grad_out)
+    return call_with_gradients(attention, converted, options, grads)

@@ -1,0 +1,57 @@
+"""How query, key and value reach an entry point: apart or packed into one tensor."""
+
+import re
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+MaybeTensor = Optional[torch.Tensor]
+
+
+class Layout(NamedTuple):
+    """The tensor arguments of an entry point that hold query, key and value.
+
+    Attributes
+    ----------
+    suffix : str
+        Of the names of its operators.
+    arguments : tuple of str
+        Its tensors, as users know them. Those of rank 5 hold in their third dimension what is packed.
+    packed : tuple of int
+        For each argument how many tensors it holds; 1 is a tensor by itself.
+    """
+
+    suffix: str
+    arguments: Tuple[str, ...]
+    packed: Tuple[int, ...]
+
+    def split(self, tensors: Sequence[MaybeTensor]) -> Sequence[MaybeTensor]:
+        """Views of `tensors` as query, key and value; None holds as many None."""
+        if len(tensors) == 3:  # nothing is packed
+            return tensors
+        parts = []
+        for tensor, count in zip(tensors, self.packed):
+            if count == 1:
+                parts.append(tensor)
+            elif tensor is None:
+                parts += [None] * count
+            else:
+                parts += tensor.unbind(2)
+        return parts
+
+    def in_words_of_caller(self, message: str) -> str:
+        """A message of the library, in which query, key and value are called what they are in the arguments."""
+        # A "finite value" is a number.
+        return re.sub(r"(?<!finite )\b(query|key|value)\b", lambda found: self._spelled()[found.group()], message)
+
+    def _spelled(self) -> Dict[str, str]:
+        names = []
+        for argument, count in zip(self.arguments, self.packed):
+            names += [argument] if count == 1 else [f"{argument}[:, :, {index}]" for index in range(count)]
+        return dict(zip(("query", "key", "value"), names))
+
+
+APART = Layout("", ("query", "key", "value"), (1, 1, 1))
+KVPACKED = Layout("_kvpacked", ("q", "kv"), (1, 2))
+QKVPACKED = Layout("_qkvpacked", ("qkv",), (3,))
+LAYOUTS = (APART, KVPACKED, QKVPACKED)

@@ -1,0 +1,232 @@
+"""libfdma as operators of torch.library, for everything in torch that looks at programs rather than runs them.
+
+Registering them needs ``torch.library.register_fake`` and ``register_autograd`` (torch 2.4). Without these
+:data:`UNAVAILABLE` says so, nothing is registered and every call goes straight to the library: torch.compile breaks its
+graph there, and FakeTensor, dispatch modes and functorch transforms have nothing to work with.
+
+An eager call does not go through an operator: that would cost it several times what it costs to call the library.
+"""
+
+from functools import lru_cache
+from typing import Any, Callable, List, Optional, Sequence, Tuple
+
+import torch
+
+from flash_dmattn import ops
+from flash_dmattn.autograd import gradients, shape_of_packed
+from flash_dmattn.layouts import LAYOUTS, Layout
+
+NAMESPACE = "flash_dmattn"
+
+_MISSING = [name for name in ("register_fake", "register_autograd") if not hasattr(torch.library, name)]
+UNAVAILABLE: Optional[str] = (
+    f"torch {torch.__version__} has no torch.library.{_MISSING[0]}; torch.compile of attention in one graph, "
+    f"FakeTensor and dispatch modes need torch 2.4 or newer"
+    if _MISSING
+    else None
+)
+
+_Tensor = torch.Tensor
+_NO_DISPATCH = torch.Tensor.__torch_dispatch__
+_is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)
+# Modes in which tensors are watched rather than computed: __torch_dispatch__ modes, functorch, torch.jit.trace.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_transforms = torch._C._are_functorch_transforms_active
+_jit_tracing_state = torch._C._get_tracing_state
+
+
+def _operator_is_needed(
+    tensors: Sequence[torch.Tensor], attn_mask: Optional[torch.Tensor], attn_bias: Optional[torch.Tensor]
+) -> bool:
+    if _is_compiling() or _dispatch_modes() or _functorch_transforms() or _jit_tracing_state() is not None:
+        return True
+    for tensor in tensors:  # loops: any() over a generator takes twice as long
+        if type(tensor) is not _Tensor and _has_dispatch(tensor):
+            return True
+    return (attn_mask is not None and _has_dispatch(attn_mask)) or (attn_bias is not None and _has_dispatch(attn_bias))
+
+
+def _has_dispatch(tensor: torch.Tensor) -> bool:
+    """Whether it is a FakeTensor, a DTensor or another tensor that is not what it seems to hold."""
+    return type(tensor).__torch_dispatch__ is not _NO_DISPATCH
+
+
+operator_is_needed: Callable[..., bool] = (lambda *call: False) if UNAVAILABLE else _operator_is_needed
+"""Whether torch has to see a call on these tensors as an operator."""
+
+
+def call_operator(
+    layout: Layout,
+    tensors: Sequence[torch.Tensor],
+    attn_mask: Optional[torch.Tensor],
+    attn_bias: Optional[torch.Tensor],
+    scale: Optional[float],
+    is_causal: Optional[bool],
+    softcap: Optional[float],
+    deterministic: bool,
+    recorded: bool,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse by the operator of `layout`. `recorded` says that a backward pass may follow."""
+    if not _is_compiling():
+        _register_flop_formulas()
+    operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
+    options = (scale, bool(is_causal), softcap, deterministic, recorded and attn_mask is not None)
+    out, lse, _ = operator.default(*tensors, attn_mask, attn_bias, *options)
+    return out, lse
+
+
+def _schemas(layout: Layout) -> Tuple[str, str]:
+    tensors = ", ".join(f"Tensor {name}" for name in layout.arguments)
+    options = "float? scale, bool is_causal, float? softcap, bool deterministic"
+    grads = ", ".join(f"Tensor grad_{name}" for name in (*layout.arguments, "bias"))
+    forward = (
+        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, Tensor? attn_bias, {options}, bool keep_mask)"
+        f" -> (Tensor out, Tensor lse, Tensor packed_mask)"
+    )
+    backward = (
+        f"attention{layout.suffix}_backward(Tensor? grad_out, Tensor? grad_lse, {tensors}, Tensor? packed_mask, "
+        f"SymInt[]? mask_shape, Tensor? attn_bias, Tensor out, Tensor lse, {options}, bool[] needs) -> ({grads})"
+    )
+    return forward, backward
+
+
+class _Operator:
+    """The kernels of one layout's operators. What an operator does not give is a tensor of no elements."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.count = len(layout.arguments)
+
+    def forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        *tensors, attn_mask, attn_bias, scale, is_causal, softcap, _, keep_mask = arguments
+        query, key, value = self.layout.split(tensors)
+        out, lse, packed_mask = ops.attention_forward(
+            query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, keep_mask, with_lse=True
+        )
+        return out, lse, query.new_empty(0, dtype=torch.uint8) if packed_mask is None else packed_mask
+
+    def fake_forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        *tensors, attn_mask, _, _, _, _, _, keep_mask = arguments
+        query, key, _ = self.layout.split(tensors)
+        batch, len_q, heads, _ = query.shape
+        mask_bytes = 0
+        if keep_mask and attn_mask is not None:
+            mask_bytes = ops.packed_mask_bytes(*shape_of_packed(attn_mask, key))
+        return (
+            query.new_empty(query.shape),
+            query.new_empty((batch, heads, len_q), dtype=torch.float32),
+            query.new_empty(mask_bytes, dtype=torch.uint8),
+        )
+
+    def backward(self, grad_out: Any, grad_lse: Any, *arguments: Any) -> Tuple[torch.Tensor, ...]:
+        tensors, (packed_mask, mask_shape, attn_bias, out, lse, *options, needs) = self._split(arguments)
+        *options, deterministic = options
+        grads = gradients(
+            self.layout,
+            grad_out,
+            grad_lse,
+            tensors,
+            packed_mask,
+            mask_shape,
+            attn_bias,
+            out,
+            lse,
+            tuple(options),
+            deterministic,
+            needs,
+        )
+        return tuple(out.new_empty(0) if grad is None else grad for grad in grads)
+
+    def fake_backward(self, grad_out: Any, grad_lse: Any, *arguments: Any) -> Tuple[torch.Tensor, ...]:
+        tensors, (_, _, attn_bias, out, *_, needs) = self._split(arguments)
+        return tuple(
+            tensor.new_empty(tensor.shape) if needed and tensor is not None else out.new_empty(0)
+            for tensor, needed in zip((*tensors, attn_bias), needs)
+        )
+
+    def keep(self, ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
+        *tensors, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, keep_mask = inputs
+        if attn_mask is not None and not keep_mask:
+            raise RuntimeError("keep_mask is False in a call that is differentiated; accepted: True")
+        out, lse, packed_mask = output
+        ctx.save_for_backward(None if attn_mask is None else packed_mask, attn_bias, out, lse, *tensors)
+        ctx.mask_shape = shape_of_packed(attn_mask, self.layout.split(tensors)[1])
+        ctx.options = (scale, is_causal, softcap, deterministic)
+        ctx.set_materialize_grads(False)
+
+    def differentiate(self, ctx: Any, grad_out: Any, grad_lse: Any, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
+        packed_mask, attn_bias, out, lse, *tensors = ctx.saved_tensors
+        needs: List[bool] = [*ctx.needs_input_grad[: self.count], ctx.needs_input_grad[self.count + 1]]
+        no_gradient = (None,) * 5
+        if grad_out is None and grad_lse is None:
+            return (*(None,) * (self.count + 2), *no_gradient)
+        operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{self.layout.suffix}_backward")
+        saved = (*tensors, packed_mask, ctx.mask_shape, attn_bias, out, lse)
+        results = operator.default(grad_out, grad_lse, *saved, *ctx.options, needs)
+        *grads, grad_bias = (grad if needed else None for grad, needed in zip(results, needs))
+        return (*grads, None, grad_bias, *no_gradient)
+
+    def flops(self, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        """Two products of matrices, whatever is hidden: as torch counts its own attention."""
+        return 2 * self._flops_of_a_product(shapes[: self.count])
+
+    def flops_of_backward(self, grad_out: Any, grad_lse: Any, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        """Five: the scores again, and one for each operand of each product of forward."""
+        return 5 * self._flops_of_a_product(shapes[: self.count])
+
+    def _flops_of_a_product(self, shapes: Sequence[Sequence[int]]) -> int:
+        # Packed or not, the first tensor ends in the heads and head dim of query, the last has the length of key.
+        batch, len_q = shapes[0][:2]
+        heads, head_dim = shapes[0][-2:]
+        return 2 * batch * heads * len_q * shapes[-1][1] * head_dim
+
+    def _split(self, arguments: Sequence[Any]) -> Tuple[Sequence[Any], Sequence[Any]]:
+        return arguments[: self.count], arguments[self.count :]
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("attention is differentiable once: its gradients have no derivative")
+
+
+def _tags() -> Tuple[Any, ...]:
+    # A compiler may not change the strides of what it passes: last dimensions have to stay contiguous.
+    strides = next(
+        (getattr(torch.Tag, n) for n in ("needs_exact_strides", "needs_fixed_stride_order") if hasattr(torch.Tag, n)),
+        None,
+    )
+    return (torch.Tag.pt2_compliant_tag,) if strides is None else (torch.Tag.pt2_compliant_tag, strides)
+
+
+def _register(library: "torch.library.Library", layout: Layout) -> None:
+    operator = _Operator(layout)
+    forward, backward = (f"attention{layout.suffix}", f"attention{layout.suffix}_backward")
+    for schema in _schemas(layout):
+        library.define(schema, tags=_tags())
+    for key in ("CPU", "CUDA"):
+        library.impl(forward, operator.forward, key)
+        library.impl(backward, operator.backward, key)
+    torch.library.register_fake(f"{NAMESPACE}::{forward}", operator.fake_forward, lib=library)
+    torch.library.register_fake(f"{NAMESPACE}::{backward}", operator.fake_backward, lib=library)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{forward}", operator.differentiate, setup_context=operator.keep, lib=library
+    )
+    torch.library.register_autograd(f"{NAMESPACE}::{backward}", _refuse_second_derivative, lib=library)
+
+
+@lru_cache(maxsize=None)
+def _register_flop_formulas() -> None:
+    """Formulas for FlopCounterMode; at the first call that torch watches, because its module imports Triton."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    namespace = getattr(torch.ops, NAMESPACE)
+    for layout in LAYOUTS:
+        operator = _Operator(layout)
+        register_flop_formula(getattr(namespace, f"attention{layout.suffix}"))(operator.flops)
+        register_flop_formula(getattr(namespace, f"attention{layout.suffix}_backward"))(operator.flops_of_backward)
+
+
+# A fragment: other modules may add operators to the namespace. Registrations last as long as this object.
+_library = None if UNAVAILABLE else torch.library.Library(NAMESPACE, "FRAGMENT")
+if _library is not None:
+    for _layout in LAYOUTS:
+        _register(_library, _layout)
