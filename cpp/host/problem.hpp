@@ -36,10 +36,33 @@ struct BiasProblem {
   int64_t batch = 1, heads = 1, rows = 1, keys = 1;  // extents as given (1 = broadcast)
 };
 
+// Variable lengths. Sequence b has the rows [cu[b], cu[b + 1]) of packed tensors, or the first cu[b + 1] - cu[b] rows of
+// batch b of padded ones.
+struct SequenceProblem {
+  const void* cu_q = nullptr;  // batch + 1 values, on the call's device; null: all sequences have len_q and len_k
+  const void* cu_k = nullptr;
+  bool is_64bit = false;       // int64 values, else int32
+  bool packed = false;         // query-like tensors have stride 0 in the batch dimension
+  int64_t rows_q = 0;          // rows of query-like tensors: total_q when packed, L when padded
+  int64_t rows_k = 0;
+  explicit operator bool() const { return cu_q != nullptr; }
+};
+
+// Paged keys: row j of sequence b is row j % page_size of page table[b * pages_per_sequence + j / page_size]. The strides
+// of key and value are then (page, row, head).
+struct PageProblem {
+  const int32_t* table = nullptr;
+  int64_t pages_per_sequence = 0, page_size = 0, pages = 0;
+  explicit operator bool() const { return table != nullptr; }
+};
+
 struct AttentionProblem {
   fdma_device device{};
   fdma_dtype dtype = FDMA_DTYPE_NONE;
-  int64_t batch = 0, len_q = 0, len_k = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
+  int64_t batch = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
+  int64_t len_q = 0, len_k = 0;  // with sequences: upper bounds, max_seqlen_q and max_seqlen_k
+  SequenceProblem sequences;
+  PageProblem pages;
   View4 query, key, value;
   MaskProblem mask;
   BiasProblem bias;
@@ -54,12 +77,12 @@ struct AttentionProblem {
 
 struct ForwardProblem : AttentionProblem {
   View4 out;
-  float* lse = nullptr;  // (B, H, Lq) contiguous, or null
+  float* lse = nullptr;  // (B, H, rows of query) contiguous, packed sequences (H, total_q), or null
 };
 
 struct BackwardProblem : AttentionProblem {
   View4 out, grad_out;
-  const float* lse = nullptr;       // (B, H, Lq) contiguous
+  const float* lse = nullptr;       // as in forward
   const float* grad_lse = nullptr;  // same, or null
   bool deterministic = false;
   View4 grad_query, grad_key, grad_value;  // data is null where not asked for

@@ -17,7 +17,17 @@
    call itself enqueues on `stream` (CUDA) or computes (CPU). The scratch belongs to the caller, starts at a multiple of
    FDMA_WORKSPACE_ALIGNMENT, lies on the call's device and may be reused once the stream has passed the call; two calls
    that may overlap must not share it. No call allocates device memory, synchronises, prints or changes the current
-   device. All are thread-safe, and those on CUDA can be captured in a graph. */
+   device. All are thread-safe, and those on CUDA can be captured in a graph.
+   Variable lengths. With cu_seqlens_q and cu_seqlens_k, sequence b has len_q(b) = cu_seqlens_q[b + 1] - cu_seqlens_q[b]
+   queries and len_k(b) likewise, and everything above holds for each sequence by itself: causality is aligned to the
+   corner of len_q(b) and len_k(b), mask and bias are indexed by positions inside the sequence. Tensors are packed, query
+   (total_q, H, D) and key, value (total_k, H_kv, D), where sequence b has the rows from cu_seqlens[b] on; or padded,
+   (B, L, H, D), where it has the first rows of batch b. Rows of out and of gradients that belong to no sequence are set
+   to zero, lse there to -inf. The values of cu_seqlens start at 0 and never fall; on the CPU they are checked, on CUDA
+   they lie on the device, and a length is cut to what max_seqlen and the tensors hold, so that nothing else is touched.
+
+   Pages. With block_table, key and value are (pages, page_size, H_kv, D): key j of sequence b is row j % page_size of page
+   block_table[b][j / page_size]. Pages may come in any order; entries past the last key are not read. Forward only. */
 #ifndef FDMA_ATTENTION_H
 #define FDMA_ATTENTION_H
 
@@ -51,6 +61,12 @@ typedef struct fdma_attention_forward_params {
      the mask as one bit a score, as fdma_attention_backward takes it, so that the dense tensor need not be kept. With
      is_causal the bits of scores that causality hides are zero. */
   fdma_tensor packed_mask;
+  /* Variable lengths; rank 0 = all sequences have the lengths of the tensors. See above. */
+  fdma_tensor cu_seqlens_q; /* (B + 1), INT32 or INT64, contiguous */
+  fdma_tensor cu_seqlens_k; /* (B + 1), the dtype of cu_seqlens_q; given when cu_seqlens_q is */
+  int64_t max_seqlen_q;     /* no len_q(b) is larger; the Lq of mask and bias. 0 without cu_seqlens_q */
+  int64_t max_seqlen_k;     /* no len_k(b) is larger; the Lk of mask and bias. 0 without cu_seqlens_k */
+  fdma_tensor block_table;  /* optional (B, pages of a sequence), INT32, contiguous; with cu_seqlens */
 } fdma_attention_forward_params;
 
 typedef struct fdma_attention_backward_params {
@@ -77,6 +93,11 @@ typedef struct fdma_attention_backward_params {
   fdma_tensor grad_key;   /* (B, Lk, H_kv, D) */
   fdma_tensor grad_value; /* (B, Lk, H_kv, D) */
   fdma_tensor grad_bias;  /* shape and dtype of bias.tensor, contiguous; summed in fp32 over broadcast dimensions */
+  /* Variable lengths; rank 0 = all sequences have the lengths of the tensors. See above. */
+  fdma_tensor cu_seqlens_q; /* (B + 1), INT32 or INT64, contiguous */
+  fdma_tensor cu_seqlens_k; /* (B + 1), the dtype of cu_seqlens_q; given when cu_seqlens_q is */
+  int64_t max_seqlen_q;     /* no len_q(b) is larger; the Lq of mask and bias. 0 without cu_seqlens_q */
+  int64_t max_seqlen_k;     /* no len_k(b) is larger; the Lk of mask and bias. 0 without cu_seqlens_k */
 } fdma_attention_backward_params;
 
 /* Implementation of the inline initialisers below. */
