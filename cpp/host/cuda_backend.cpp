@@ -79,6 +79,28 @@ int32_t narrow_heads(int64_t value, const char* name) {
   return static_cast<int32_t>(value);
 }
 
+SequenceView sequence_view(const AttentionProblem& problem) {
+  const SequenceProblem& given = problem.sequences;
+  SequenceView view;
+  view.max_q = narrow(problem.len_q, "the number of queries");
+  view.max_k = narrow(problem.len_k, "the number of keys");
+  view.cu_q = given.cu_q;
+  view.cu_k = given.cu_k;
+  view.is_64bit = given.is_64bit;
+  view.packed = given.packed;
+  view.rows_q = given.rows_q;
+  view.rows_k = given.rows_k;
+  return view;
+}
+
+// Rows of query-like tensors behind the batch dimension, and of key-like ones.
+int64_t query_rows(const AttentionProblem& problem) {
+  return problem.sequences ? problem.sequences.rows_q : problem.len_q;
+}
+int64_t key_rows(const AttentionProblem& problem) {
+  return problem.sequences ? problem.sequences.rows_k : problem.len_k;
+}
+
 void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
   params.query = tensor_view(problem.query);
   params.key = tensor_view(problem.key);
@@ -87,8 +109,10 @@ void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
   params.heads_q = narrow_heads(problem.heads_q, "the number of query heads");
   params.heads_kv = narrow_heads(problem.heads_kv, "the number of key heads");
   params.group = static_cast<int32_t>(problem.group());
-  params.len_q = narrow(problem.len_q, "the number of queries");
-  params.len_k = narrow(problem.len_k, "the number of keys");
+  params.sequences = sequence_view(problem);
+  const int64_t rows_q = query_rows(problem);
+  params.lse_stride_head = rows_q;
+  params.lse_stride_batch = params.sequences.packed ? 0 : problem.heads_q * rows_q;
   params.head_dim = static_cast<int32_t>(problem.head_dim);
   params.scale = problem.scale;
   params.softcap = problem.softcap;
@@ -117,7 +141,8 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
       pack.element_bytes = static_cast<int32_t>(dtype_size(mask.dtype));
       pack.is_float = kFloatDtypes.contains(mask.dtype);
       pack.is_causal = problem.is_causal;
-      pack.len_q = problem.len_q;
+      pack.sequences = params.sequences;
+      pack.shared_by_sequences = problem.sequences && mask.layout.batch == 1 && problem.batch > 1;
       pack.vector_rows =
           pack.stride_key == 1 && rows_aligned(pack.dense, pack.element_bytes, pack.element_bytes == 1 ? 8 : 16,
                                                {pack.stride_batch, pack.stride_head, pack.stride_row});
@@ -168,17 +193,34 @@ void clear_gradient(const View4& grad, int64_t batch, int64_t rows, int64_t head
 }
 
 void backward_without_scores(const BackwardProblem& problem, cudaStream_t stream) {
-  if (problem.len_q > 0) {
-    clear_gradient(problem.grad_query, problem.batch, problem.len_q, problem.heads_q, problem.head_dim, stream);
-  }
-  if (problem.len_k > 0) {
-    clear_gradient(problem.grad_key, problem.batch, problem.len_k, problem.heads_kv, problem.head_dim, stream);
-    clear_gradient(problem.grad_value, problem.batch, problem.len_k, problem.heads_kv, problem.head_dim, stream);
+  const int64_t batch = problem.sequences.packed ? 1 : problem.batch;
+  const int64_t rows_q = query_rows(problem), rows_k = key_rows(problem);
+  if (rows_q > 0) clear_gradient(problem.grad_query, batch, rows_q, problem.heads_q, problem.head_dim, stream);
+  if (rows_k > 0) {
+    clear_gradient(problem.grad_key, batch, rows_k, problem.heads_kv, problem.head_dim, stream);
+    clear_gradient(problem.grad_value, batch, rows_k, problem.heads_kv, problem.head_dim, stream);
   }
   const int64_t bytes = problem.grad_bias == nullptr ? 0 : grad_bias_bytes(problem.bias);
   if (bytes > 0) {
     check(cudaMemsetAsync(problem.grad_bias, 0, static_cast<size_t>(bytes), stream), "clearing grad_bias");
   }
+}
+
+// Zeros in the rows of an output that no sequence reaches; with `lse`, -inf there.
+void clear_unreached_rows(const AttentionParams& params, const View4& output, bool of_keys, float* lse,
+                          cudaStream_t stream) {
+  if (!params.sequences.varies() || !output) return;
+  ClearRowsParams clear;
+  clear.sequences = params.sequences;
+  clear.of_keys = of_keys;
+  clear.batch = params.batch;
+  clear.heads = of_keys ? params.heads_kv : params.heads_q;
+  clear.head_dim = params.head_dim;
+  clear.tensor = tensor_view(output);
+  clear.lse = lse;
+  clear.lse_stride_batch = params.lse_stride_batch;
+  clear.lse_stride_head = params.lse_stride_head;
+  check(launch_clear_rows(clear, stream), "clearing rows outside the sequences");
 }
 
 // Scratch of backward, carved in one place.
@@ -188,19 +230,22 @@ struct BackwardScratch {
   BackwardScratch(BackwardParams& params, const BackwardProblem& problem, Workspace& workspace, int bucket,
                   bool roomy) {
     const BackwardTile tile = backward_tile(bucket, roomy);
-    const int64_t heads = problem.batch * problem.heads_q;
-    const int64_t tiles = ceil_div<int64_t>(problem.len_q, tile.queries);
-    params.stats_rows = static_cast<int32_t>(round_up<int64_t>(problem.len_q, kRowPadding));
-    params.row_stats = workspace.take<float2>(heads * params.stats_rows);
+    params.row_tiles.tile = tile.queries;
+    params.row_tiles.per_sequence = ceil_div<int64_t>(problem.len_q, tile.queries);
+    params.row_tiles.packed = problem.sequences.packed;
+    const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, query_rows(problem));
+    params.stats_stride_head = tiles * tile.queries;
+    params.row_stats = workspace.take<float2>(params.stats_stride_head * problem.heads_q);
     if (problem.grad_query) {
-      const int64_t elements = heads * tiles * tile.queries * bucket;
+      const int64_t elements = tiles * problem.heads_q * tile.queries * bucket;
       params.grad_query_sum = workspace.take<float>(elements);
       sums_bytes = static_cast<size_t>(elements) * sizeof(float);
       if (problem.deterministic) {
-        params.tile_order = workspace.take<int32_t>(heads * tiles);
-        order_bytes = static_cast<size_t>(heads * tiles) * sizeof(int32_t);
+        params.tile_order = workspace.take<int32_t>(tiles * problem.heads_q);
+        order_bytes = static_cast<size_t>(tiles * problem.heads_q) * sizeof(int32_t);
       }
     }
+    const int64_t heads = problem.batch * problem.heads_q;
     if (params.bias_grad == BiasGradMode::kKeys) {
       params.grad_bias_keys = workspace.take<float>(heads * problem.len_k);
       keys_bytes = static_cast<size_t>(heads * problem.len_k) * sizeof(float);
@@ -247,8 +292,13 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.out = tensor_view(problem.out);
   params.vector_out = vector_rows(problem.out);
   params.lse = problem.lse;
+  params.pages.table = problem.pages.table;
+  params.pages.pages_per_sequence = problem.pages.pages_per_sequence;
+  params.pages.page_size = problem.pages ? narrow(problem.pages.page_size, "the page size") : 1;
+  params.pages.pages = narrow(problem.pages.pages, "the number of pages");
   bind_mask(params, problem, workspace, stream);
   if (workspace.counting()) return;
+  clear_unreached_rows(params, problem.out, false, problem.lse, stream);
   check(kernels.forward(params, stream), "attention forward");
 }
 
@@ -266,6 +316,9 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   if (workspace.counting()) return;
   if (!has_scores) return backward_without_scores(problem, stream);
 
+  clear_unreached_rows(params, problem.grad_query, false, nullptr, stream);
+  clear_unreached_rows(params, problem.grad_key, true, nullptr, stream);
+  clear_unreached_rows(params, problem.grad_value, true, nullptr, stream);
   check(launch_prepare_backward(params, kernels.type, stream), "preparing backward");
   scratch.clear(params, stream);
   const bool main_kernel = problem.grad_query || problem.grad_key || problem.grad_value ||

@@ -13,6 +13,9 @@ cudaError_t kernel_image_error();
 
 cudaError_t launch_pack_mask(const PackMaskParams& params, cudaStream_t stream);
 
+// Zeros (in lse: -inf) in the rows that belong to no sequence.
+cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);
+
 // Fills row_stats.
 cudaError_t launch_prepare_backward(const BackwardParams& params, ElementType type, cudaStream_t stream);
 // Modes kKeys (after backward) and kRows.

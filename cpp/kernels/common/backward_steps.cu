@@ -1,4 +1,5 @@
-// The steps of backward that need no tensor cores: per-row numbers before it, fixed-order sums after it.
+// The steps around the main kernels that need no tensor cores: per-row numbers before backward, fixed-order sums after
+// it, zeros in rows that belong to no sequence.
 #include "kernels/core/launch.cuh"
 #include "kernels/launchers.hpp"
 #include "kernels/policy/bias_grad.cuh"
@@ -12,25 +13,29 @@ namespace {
 //   delta = sum_d dO O - grad_lse, so that dS = P (dP - delta)
 constexpr int kPrepareWarps = 8;
 
-// One warp a row, eight elements a lane. Rows are numbered (b, q, h): neighbours are neighbours in memory.
+// One warp a row of a row tile, eight elements a lane. Rows are numbered (b, q, h): neighbours are neighbours in
+// memory.
 template <typename T>
 __global__ void __launch_bounds__(kPrepareWarps * 32)
     prepare_backward_kernel(const __grid_constant__ BackwardParams p) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kPrepareWarps + threadIdx.x / 32;
-  if (index >= static_cast<int64_t>(p.batch) * p.stats_rows * p.heads_q) return;
   const int lane = threadIdx.x % 32;
+  const int rows = round_up(p.sequences.max_q, p.row_tiles.tile);
   const int h = static_cast<int>(index % p.heads_q);
-  const int q = static_cast<int>(index / p.heads_q % p.stats_rows);
-  const int b = static_cast<int>(index / p.heads_q / p.stats_rows);
-  float2* target = p.row_stats + (static_cast<int64_t>(b) * p.heads_q + h) * p.stats_rows + q;
-  if (q >= p.len_q) {
+  const int q = static_cast<int>(index / p.heads_q % rows);
+  const int64_t b = index / p.heads_q / rows;
+  if (b >= p.batch) return;
+  const Sequence sequence = p.sequences.at(b);
+  if (q >= round_up(sequence.len_q, p.row_tiles.tile)) return;
+  float2* target = p.stats(p.row_tiles.first(b, sequence.q_begin), h) + q;
+  if (q >= sequence.len_q) {
     if (lane == 0) *target = make_float2(INFINITY, 0.f);
     return;
   }
   float delta = 0.f;
   if (lane * sm80::kChunk < p.head_dim) {
-    const T* out = p.out.at<const T>(b, h, q) + lane * sm80::kChunk;
-    const T* grad = p.grad_out.at<const T>(b, h, q) + lane * sm80::kChunk;
+    const T* out = p.out.at<const T>(b, h, sequence.q_begin + q) + lane * sm80::kChunk;
+    const T* grad = p.grad_out.at<const T>(b, h, sequence.q_begin + q) + lane * sm80::kChunk;
     const uint4 x = p.vector_out ? *reinterpret_cast<const uint4*>(out) : sm80::load_unaligned_chunk(out);
     const uint4 y = p.vector_out ? *reinterpret_cast<const uint4*>(grad) : sm80::load_unaligned_chunk(grad);
     const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
@@ -43,7 +48,7 @@ __global__ void __launch_bounds__(kPrepareWarps * 32)
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, distance);
   if (lane == 0) {
-    const int64_t row = (static_cast<int64_t>(b) * p.heads_q + h) * p.len_q + q;
+    const int64_t row = b * p.lse_stride_batch + h * p.lse_stride_head + sequence.q_begin + q;
     const float lse = p.lse[row];
     const bool sees_nothing = lse == -INFINITY;
     if (p.grad_lse != nullptr && !sees_nothing) delta -= p.grad_lse[row];
@@ -53,18 +58,18 @@ __global__ void __launch_bounds__(kPrepareWarps * 32)
 
 constexpr int kReduceThreads = 256;
 
-// Mode kKeys: sums the per-head column sums (B, H, Lk) into (bias_batch, bias_heads, 1, Lk).
+// Mode kKeys: sums the per-head column sums (B, H, bias_keys) into (bias_batch, bias_heads, 1, bias_keys).
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_bias_gradient_keys_kernel(const __grid_constant__ BackwardParams p) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (index >= static_cast<int64_t>(p.bias_batch) * p.bias_heads * p.len_k) return;
-  const int k = static_cast<int>(index % p.len_k);
-  const BiasSharers sharers(p, static_cast<int>(index / p.len_k / p.bias_heads),
-                            static_cast<int>(index / p.len_k % p.bias_heads));
+  if (index >= static_cast<int64_t>(p.bias_batch) * p.bias_heads * p.bias_keys) return;
+  const int k = static_cast<int>(index % p.bias_keys);
+  const BiasSharers sharers(p, static_cast<int>(index / p.bias_keys / p.bias_heads),
+                            static_cast<int>(index / p.bias_keys % p.bias_heads));
   float sum = 0.f;
   for (int b = sharers.batch_begin; b < sharers.batch_end; ++b) {
     for (int h = sharers.head_begin; h < sharers.head_end; ++h) {
-      sum += p.grad_bias_keys[(static_cast<int64_t>(b) * p.heads_q + h) * p.len_k + k];
+      sum += p.grad_bias_keys[(static_cast<int64_t>(b) * p.heads_q + h) * p.bias_keys + k];
     }
   }
   store_element(p.grad_bias, p.bias.type, index, sum);
@@ -79,20 +84,55 @@ __global__ void __launch_bounds__(kReduceThreads)
   const int row = static_cast<int>(index % p.bias_rows);
   const BiasSharers sharers(p, static_cast<int>(index / p.bias_rows / p.bias_heads),
                             static_cast<int>(index / p.bias_rows % p.bias_heads));
-  const int row_end = p.bias_rows == 1 ? p.len_q : row + 1;
   float sum = 0.f;
-  if (p.grad_lse != nullptr) {
-    for (int b = sharers.batch_begin; b < sharers.batch_end; ++b) {
-      for (int h = sharers.head_begin; h < sharers.head_end; ++h) {
-        const int64_t first = (static_cast<int64_t>(b) * p.heads_q + h) * p.len_q;
-        for (int q = row; q < row_end; ++q) sum += p.lse[first + q] == -INFINITY ? 0.f : p.grad_lse[first + q];
-      }
+  for (int b = sharers.batch_begin; b < sharers.batch_end && p.grad_lse != nullptr; ++b) {
+    const Sequence sequence = p.sequences.at(b);
+    const int row_end = p.bias_rows == 1 ? sequence.len_q : min_of(row + 1, sequence.len_q);
+    for (int h = sharers.head_begin; h < sharers.head_end; ++h) {
+      const int64_t first = b * p.lse_stride_batch + h * p.lse_stride_head + sequence.q_begin;
+      for (int q = row; q < row_end; ++q) sum += p.lse[first + q] == -INFINITY ? 0.f : p.grad_lse[first + q];
     }
   }
   store_element(p.grad_bias, p.bias.type, index, sum);
 }
 
+constexpr int kClearThreads = 256;
+constexpr int kClearBlocks = 64;  // for each sequence, and for what lies behind the last
+
+// Block column x < batch clears behind sequence x up to where the next one may start, column `batch` what no sequence
+// reaches. The ranges are mostly empty.
+__global__ void __launch_bounds__(kClearThreads) clear_rows_kernel(const __grid_constant__ ClearRowsParams p) {
+  const SequenceView& s = p.sequences;
+  const int64_t b = blockIdx.x / kClearBlocks;
+  const void* cu = p.of_keys ? s.cu_k : s.cu_q;
+  const int64_t rows = p.of_keys ? s.rows_k : s.rows_q;
+  const auto cut = [&](int64_t row) { return max_of<int64_t>(0, min_of(row, rows)); };
+  int64_t begin, end;
+  if (b == p.batch) {
+    begin = s.packed ? cut(s.boundary(cu, p.batch)) : rows;
+    end = rows;
+  } else {
+    const Sequence sequence = s.at(b);
+    begin = p.of_keys ? sequence.k_begin + sequence.len_k : sequence.q_begin + sequence.len_q;
+    end = s.packed ? cut(s.boundary(cu, b + 1)) : rows;
+  }
+  const int64_t batch = b == p.batch ? 0 : b;
+  const int64_t row_elements = static_cast<int64_t>(p.heads) * p.head_dim;
+  for (int64_t i = (blockIdx.x % kClearBlocks) * kClearThreads + threadIdx.x; i < (end - begin) * row_elements;
+       i += kClearBlocks * kClearThreads) {
+    const int64_t row = begin + i / row_elements;
+    const int h = static_cast<int>(i / p.head_dim % p.heads);
+    const int d = static_cast<int>(i % p.head_dim);
+    p.tensor.at<uint16_t>(batch, h, row)[d] = 0;
+    if (d == 0 && p.lse != nullptr) p.lse[batch * p.lse_stride_batch + h * p.lse_stride_head + row] = -INFINITY;
+  }
+}
+
 }  // namespace
+
+cudaError_t launch_clear_rows(const ClearRowsParams& p, cudaStream_t stream) {
+  return launch(clear_rows_kernel, (p.batch + int64_t{1}) * kClearBlocks, kClearThreads, 0, stream, p);
+}
 
 cudaError_t kernel_image_error() {
   cudaFuncAttributes attributes;
@@ -100,7 +140,7 @@ cudaError_t kernel_image_error() {
 }
 
 cudaError_t launch_prepare_backward(const BackwardParams& p, ElementType type, cudaStream_t stream) {
-  const int64_t rows = static_cast<int64_t>(p.batch) * p.stats_rows * p.heads_q;
+  const int64_t rows = static_cast<int64_t>(p.batch) * round_up(p.sequences.max_q, p.row_tiles.tile) * p.heads_q;
   const int64_t blocks = ceil_div<int64_t>(rows, kPrepareWarps);
   if (type == ElementType::kFloat16) {
     return launch(prepare_backward_kernel<half_t>, blocks, kPrepareWarps * 32, 0, stream, p);
@@ -110,7 +150,7 @@ cudaError_t launch_prepare_backward(const BackwardParams& p, ElementType type, c
 
 cudaError_t launch_reduce_bias_gradient(const BackwardParams& p, cudaStream_t stream) {
   const bool keys = p.bias_grad == BiasGradMode::kKeys;
-  const int64_t elements = static_cast<int64_t>(p.bias_batch) * p.bias_heads * (keys ? p.len_k : p.bias_rows);
+  const int64_t elements = static_cast<int64_t>(p.bias_batch) * p.bias_heads * (keys ? p.bias_keys : p.bias_rows);
   const int64_t blocks = ceil_div<int64_t>(elements, kReduceThreads);
   return launch(keys ? reduce_bias_gradient_keys_kernel : reduce_bias_gradient_rows_kernel, blocks, kReduceThreads, 0,
                 stream, p);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/policy/mask_bits.hpp"
+#include "kernels/policy/sequence.hpp"
 
 namespace fdma {
 
@@ -43,9 +44,11 @@ struct AttentionParams {
   TensorView query, key, value;
   int32_t batch = 0, heads_q = 0, heads_kv = 0, group = 1;  // group = heads_q / heads_kv
   int32_t batch_begin = 0;                                  // batch of blockIdx.z = 0, see launch_over_heads
-  int32_t len_q = 0, len_k = 0, head_dim = 0;
-  float scale = 1;    // of q.k
-  float softcap = 0;  // 0 = off
+  int32_t head_dim = 0;
+  SequenceView sequences;
+  int64_t lse_stride_batch = 0, lse_stride_head = 0;  // of lse and grad_lse; rows of a sequence follow each other
+  float scale = 1;                                    // of q.k
+  float softcap = 0;                                  // 0 = off
   bool is_causal = false;
   bool has_mask = false;
   bool vector_rows = false;  // every row of query, key, value (and grad_out) starts at a multiple of 16 bytes
@@ -63,22 +66,41 @@ struct PackMaskParams {
   bool is_float = false;                                      // -0.0 counts as zero
   bool vector_rows = false;                                   // rows start where 8 elements may be read as vectors
   bool is_causal = false;  // keys that no row may see are not read: their bits are zero
-  int64_t len_q = 0;
+  SequenceView sequences;
+  bool shared_by_sequences = false;  // a batch entry of the mask serves several sequences: no length is that of all
   uint32_t* rows = nullptr;
   uint32_t* tiles = nullptr;
 };
 
+// Paged keys and values: the batch stride of key and value goes from page to page.
+struct PageView {
+  const int32_t* table = nullptr;  // (B, pages_per_sequence), null: not paged
+  int64_t pages_per_sequence = 0;
+  int32_t page_size = 1, pages = 0;
+};
+
 struct ForwardParams : AttentionParams {
+  PageView pages;
   TensorView out;
-  float* lse = nullptr;     // (B, H, Lq), or null
+  float* lse = nullptr;     // or null
   bool vector_out = false;  // every row of out starts at a multiple of 16 bytes
+};
+
+// Rows of a (batch, row, head, D) tensor, and of lse, that belong to no sequence.
+struct ClearRowsParams {
+  SequenceView sequences;
+  bool of_keys = false;  // of the key-like tensors
+  int32_t batch = 0, heads = 0, head_dim = 0;
+  TensorView tensor;     // 16-bit elements, set to zero
+  float* lse = nullptr;  // set to -inf; or null
+  int64_t lse_stride_batch = 0, lse_stride_head = 0;
 };
 
 // How the gradient of the bias is produced; decided by the broadcast shape of the bias.
 enum class BiasGradMode : int32_t {
   kNone,     // not asked for
   kScores,   // no broadcast: the main kernel stores dS
-  kKeys,     // broadcast over query rows: the main kernel sums columns into (B, H, Lk), a second kernel the rest
+  kKeys,     // broadcast over query rows: the main kernel sums columns into (B, H, keys), a second kernel the rest
   kBatched,  // broadcast over batch or heads only: a kernel of its own sums dS over them in registers
   kRows      // broadcast over keys: softmax does not move when all scores of a row do, so only grad_lse counts
 };
@@ -88,17 +110,22 @@ struct BackwardParams : AttentionParams {
   TensorView grad_query, grad_key, grad_value;  // data is null where not asked for
   bool vector_out = false;                      // every row of out and grad_out starts at a multiple of 16 bytes
   bool vector_grads = false;                    // every row of the gradients given starts at a multiple of 16 bytes
-  const float* lse = nullptr;                   // (B, H, Lq)
-  const float* grad_lse = nullptr;              // (B, H, Lq) or null
+  const float* lse = nullptr;
+  const float* grad_lse = nullptr;  // or null
 
-  float2* row_stats = nullptr;      // scratch (B, H, stats_rows): {lse * log2(e), delta}; see common/backward_steps.cu
-  int32_t stats_rows = 0;           // Lq rounded up to the row tile
+  RowTiles row_tiles;               // of the scratch below, with the query tile of the main kernel
+  float2* row_stats = nullptr;      // scratch {lse * log2(e), delta}, head by head; see common/backward_steps.cu
+  int64_t stats_stride_head = 0;    // rows of all tiles
   float* grad_query_sum = nullptr;  // scratch, fp32 sums of dQ in accumulator order; see sm80/bwd_query_sum.cuh
-  int32_t* tile_order = nullptr;    // scratch (B, H, row tiles): key tiles already added, deterministic mode only
+  int32_t* tile_order = nullptr;  // scratch, a counter a query tile and head: key tiles added, deterministic mode only
+
+  FDMA_HOST_DEVICE float2* stats(int64_t first_tile, int64_t h) const {
+    return row_stats + h * stats_stride_head + first_tile * row_tiles.tile;
+  }
 
   BiasGradMode bias_grad = BiasGradMode::kNone;
   void* grad_bias = nullptr;        // contiguous (bias_batch, bias_heads, bias_rows, bias_keys) of bias.type
-  float* grad_bias_keys = nullptr;  // scratch (B, H, Lk), mode kKeys
+  float* grad_bias_keys = nullptr;  // scratch (B, H, bias_keys), mode kKeys
   int32_t bias_batch = 1, bias_heads = 1, bias_rows = 1, bias_keys = 1;
 };
 

@@ -43,7 +43,4 @@ constexpr BackwardTile backward_tile(int head_dim, bool roomy) {
 // Whether a head dim has a backward tile of its own for roomy devices.
 constexpr bool has_roomy_backward(int head_dim) { return head_dim > 64; }
 
-// Rows that per-row scratch is padded to: a multiple of every query tile.
-inline constexpr int kRowPadding = 128;
-
 }  // namespace fdma

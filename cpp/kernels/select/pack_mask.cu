@@ -148,6 +148,16 @@ struct RowPacker {
   }
 };
 
+// First hidden key of a mask row. A row that serves all query rows has to serve the last one, one that serves several
+// sequences the longest there may be.
+FDMA_DEVICE int visible_keys(const PackMaskParams& p, int64_t b, int64_t row) {
+  if (p.shared_by_sequences) return static_cast<int>(p.layout.keys);
+  const Sequence sequence = p.sequences.at(b);
+  const int64_t q = p.layout.rows == 1 ? sequence.len_q - 1 : row;
+  if (q >= sequence.len_q) return 0;
+  return static_cast<int>(max_of<int64_t>(0, key_limit(q, sequence.len_q, sequence.len_k, p.is_causal)));
+}
+
 template <int kElementBytes>
 __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid_constant__ PackMaskParams p) {
   using Word = typename UnsignedOf<kElementBytes>::Type;
@@ -175,9 +185,7 @@ __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid
   const int64_t row_end = min_of((row_tile + 1) * kMaskTile, layout.rows);
 #pragma unroll 1
   for (int64_t row = row_tile * kMaskTile + warp; row < row_end; row += kPackWarps) {
-    // A mask row that serves all query rows has to serve the last one.
-    const int64_t q = layout.rows == 1 ? p.len_q - 1 : row;
-    const int limit = static_cast<int>(max_of<int64_t>(0, key_limit(q, p.len_q, layout.keys, p.is_causal)));
+    const int limit = visible_keys(p, b, row);
     const Word* source = dense + row * p.stride_row;
     uint8_t* target = reinterpret_cast<uint8_t*>(p.rows) + (head * layout.rows + row) * packer.row_bytes;
     packer.pack(source, target, limit);

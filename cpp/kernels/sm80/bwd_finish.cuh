@@ -16,7 +16,7 @@ struct FinishTraits {
   static constexpr int kSharedBytes = Tile::kBytes;
 };
 
-// One block a query tile, with the threads of the backward kernel.
+// One block a query tile and head, with the threads of the backward kernel.
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads) finish_backward_kernel(const __grid_constant__ BackwardParams p) {
   using T = typename Traits::T;
@@ -25,18 +25,18 @@ __global__ void __launch_bounds__(Traits::kThreads) finish_backward_kernel(const
   extern __shared__ __align__(1024) char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const int tiles = ceil_div(p.len_q, Sum::kQueries);
-  const int m = blockIdx.x % tiles;
-  const int head = blockIdx.x / tiles;
-  const int h = head % p.heads_q, b = head / p.heads_q;
+  const int q = blockIdx.x * Sum::kQueries;
+  const int h = blockIdx.y, b = p.batch_begin + blockIdx.z;
+  const Sequence sequence = p.sequences.at(b);
+  if (q >= sequence.len_q) return;
 
   float grad[Sum::kM][Sum::kN][4];
-  Sum::read(grad, Sum::tile(p.grad_query_sum, head, tiles, m), thread);
+  const int64_t row_tile = p.row_tiles.first(b, sequence.q_begin) + blockIdx.x;
+  Sum::read(grad, Sum::tile(p.grad_query_sum, row_tile * p.heads_q + h), thread);
   store_accumulator<T, Tile>(smem, grad, Sum::warp_row(warp), Sum::warp_col(warp), p.scale, lane);
   __syncthreads();
-  const int q = m * Sum::kQueries;
-  store_tile<Tile, Traits::kThreads>(smem, p.grad_query.at<T>(b, h, q), p.grad_query.stride_row, p.len_q - q,
-                                     p.head_dim, p.vector_grads, thread);
+  store_tile<Tile, Traits::kThreads>(smem, p.grad_query.at<T>(b, h, sequence.q_begin + q), p.grad_query.stride_row,
+                                     sequence.len_q - q, p.head_dim, p.vector_grads, thread);
 }
 
 }  // namespace fdma::sm80

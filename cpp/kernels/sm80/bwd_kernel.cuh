@@ -91,8 +91,8 @@ FDMA_DEVICE void scores_to_weights(float (&x)[kM][kN][4], const float2 (&stats)[
   }
   const int row0 = m * Traits::kQueries + c.score_row();
   const int col0 = c.block.k() + c.score_col();
-  if (col0 + Traits::kScoreCols > key_limit(row0, p.len_q, p.len_k, p.is_causal)) {
-    apply_key_limit(x, row0, col0, p.len_q, p.len_k, p.is_causal, c.lane);
+  if (col0 + Traits::kScoreCols > key_limit(row0, c.block.queries().len, c.block.keys().len, p.is_causal)) {
+    apply_key_limit(x, row0, col0, c.block.queries().len, c.block.keys().len, p.is_causal, c.lane);
   }
   weights_from_bits(x, stats, folded ? c.unit.scale_log2 : 1.f);
 }
@@ -141,7 +141,7 @@ class BiasGradGaps {
   FDMA_DEVICE void clear_until(int h, int q, int rows) {
     if constexpr (Traits::kBiased) {
       if (!active_) return;
-      for (; h_ < h; ++h_, row_ = 0) clear(c_.p.len_q);
+      for (; h_ < h; ++h_, row_ = 0) clear(c_.p.bias_rows);
       clear(q);
       row_ = q + rows;
     }
@@ -152,8 +152,8 @@ class BiasGradGaps {
   FDMA_DEVICE void clear(int row_end) const {
     if (row_ >= row_end || h_ >= (c_.block.kv_head + 1) * c_.p.group) return;
     const BackwardParams& p = c_.p;
-    const ScoreGradients target(p.grad_bias, p.bias.type, static_cast<int64_t>(c_.block.b) * p.heads_q + h_, p.len_q,
-                                p.len_k);
+    const ScoreGradients target(p.grad_bias, p.bias.type, static_cast<int64_t>(c_.block.b) * p.heads_q + h_,
+                                p.bias_rows, p.bias_keys);
     target.template clear<Traits::kKeys, Traits::kThreads>(row_, row_end, c_.block.k(), c_.thread);
   }
   const BackwardContext<Traits>& c_;
@@ -166,8 +166,8 @@ template <typename Traits, int kM, int kN>
 FDMA_DEVICE void emit_bias_gradient(const float (&grad)[kM][kN][4], const BackwardContext<Traits>& c, int h, int m) {
   const BackwardParams& p = c.p;
   if (p.bias_grad == BiasGradMode::kScores) {
-    const ScoreGradients target(p.grad_bias, p.bias.type, static_cast<int64_t>(c.block.b) * p.heads_q + h, p.len_q,
-                                p.len_k);
+    const ScoreGradients target(p.grad_bias, p.bias.type, static_cast<int64_t>(c.block.b) * p.heads_q + h, p.bias_rows,
+                                p.bias_keys);
     target.store(grad, m * Traits::kQueries + c.score_row(), c.block.k() + c.score_col(), c.lane);
   } else if (p.bias_grad == BiasGradMode::kKeys) {
     float* sums = reinterpret_cast<float*>(c.smem_bytes + Traits::kColumnSumOffset);
@@ -186,8 +186,8 @@ FDMA_DEVICE void flush_column_sums(const BackwardContext<Traits>& c, int h) {
       total += sums[w * Traits::kKeys + k];
       sums[w * Traits::kKeys + k] = 0.f;
     }
-    if (c.block.k() + k < c.p.len_k) {
-      c.p.grad_bias_keys[(static_cast<int64_t>(c.block.b) * c.p.heads_q + h) * c.p.len_k + c.block.k() + k] = total;
+    if (c.block.k() + k < c.p.bias_keys) {
+      c.p.grad_bias_keys[(static_cast<int64_t>(c.block.b) * c.p.heads_q + h) * c.p.bias_keys + c.block.k() + k] = total;
     }
   }
 }
@@ -203,13 +203,13 @@ FDMA_DEVICE void add_query_gradient(const BackwardContext<Traits>& c, int h, int
   const AddressB<typename Traits::KeyTile, Major::kMN> b(c.smem + Traits::kKeyOffset, 0, Sum::warp_col(c.warp), c.lane);
   gemm<typename Traits::T, Major::kK, Major::kMN, Traits::kKeys / 16>(grad, a, b);
 
-  const int tiles = c.block.tile_count;
-  float* tile = Sum::tile(p.grad_query_sum, static_cast<int64_t>(c.block.b) * p.heads_q + h, tiles, m);
+  const int64_t row_tile = c.block.first_row_tile() + m;
+  float* tile = Sum::tile(p.grad_query_sum, row_tile * p.heads_q + h);
   if (p.tile_order == nullptr) {
     Sum::add(tile, grad, c.thread);
   } else {
-    const QuerySumOrder order(p, c.block.b, h, m, tiles);
-    const int rank = query_sum_rank<Traits>(p, c.block.b, h, m, c.block.n);
+    const QuerySumOrder order(p, row_tile, h);
+    const int rank = query_sum_rank<Traits>(p, c.block, h, m);
     order.wait(rank);
     Sum::add(tile, grad, c.thread);
     order.release(rank);
@@ -224,9 +224,9 @@ FDMA_DEVICE void store_key_gradient(const TensorView& target, const float (&grad
   if (target.data == nullptr) return;
   store_accumulator<T, typename Traits::KeyTile>(stage, grad, c.key_row(), c.key_col(), scale, c.lane);
   __syncthreads();
-  store_tile<typename Traits::KeyTile, Traits::kThreads>(stage, target.at<T>(c.block.b, c.block.kv_head, c.block.k()),
-                                                         target.stride_row, c.p.len_k - c.block.k(), c.p.head_dim,
-                                                         c.p.vector_grads, c.thread);
+  store_tile<typename Traits::KeyTile, Traits::kThreads>(
+      stage, target.at<T>(c.block.b, c.block.kv_head, c.block.keys().begin + c.block.k()), target.stride_row,
+      c.block.keys().len - c.block.k(), c.p.head_dim, c.p.vector_grads, c.thread);
 }
 
 template <typename Traits>
@@ -282,8 +282,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
     }
 
     float2 stats[kScoreM][2];
-    const float2* row_stats = p.row_stats + (static_cast<int64_t>(block.b) * p.heads_q + h) * p.stats_rows +
-                              m * Traits::kQueries + c.score_row() + c.lane / 4;
+    const float2* row_stats = p.stats(block.first_row_tile() + m, h) + c.score_row() + c.lane / 4;
 #pragma unroll
     for (int i = 0; i < kScoreM; ++i) {
 #pragma unroll

@@ -11,8 +11,8 @@ namespace fdma::sm80 {
 template <typename T, int kHeadDim, bool kRoomy, BiasForm kBias>
 cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream) {
   using Traits = BackwardTraits<T, kHeadDim, kRoomy, kBias>;
-  return launch_over_heads<backward_kernel<Traits>>(ceil_div(p.len_k, Traits::kKeys), p.heads_kv, Traits::kThreads,
-                                                    Traits::kSharedBytes, stream, p);
+  return launch_over_heads<backward_kernel<Traits>>(ceil_div(p.sequences.max_k, Traits::kKeys), p.heads_kv,
+                                                    Traits::kThreads, Traits::kSharedBytes, stream, p);
 }
 
 template <typename T, int kHeadDim, bool kRoomy>
@@ -39,8 +39,8 @@ cudaError_t launch_backward(const BackwardParams& p, bool roomy, cudaStream_t st
 template <typename T, int kHeadDim, bool kRoomy>
 cudaError_t launch_finish_sized(const BackwardParams& p, cudaStream_t stream) {
   using Traits = FinishTraits<T, kHeadDim, kRoomy>;
-  const int64_t blocks = static_cast<int64_t>(ceil_div(p.len_q, Traits::kTile.queries)) * p.heads_q * p.batch;
-  return launch_large<finish_backward_kernel<Traits>>(blocks, Traits::kThreads, Traits::kSharedBytes, stream, p);
+  return launch_over_heads<finish_backward_kernel<Traits>>(
+      ceil_div(p.sequences.max_q, Traits::kTile.queries), p.heads_q, Traits::kThreads, Traits::kSharedBytes, stream, p);
 }
 
 template <typename T, int kHeadDim>
@@ -54,8 +54,8 @@ cudaError_t launch_finish_backward(const BackwardParams& p, bool roomy, cudaStre
 template <typename T, int kHeadDim>
 cudaError_t launch_bias_gradient(const BackwardParams& p, cudaStream_t stream) {
   using Traits = BiasGradTraits<T, kHeadDim>;
-  const int64_t blocks = static_cast<int64_t>(ceil_div(p.len_k, Traits::kKeys)) * ceil_div(p.len_q, Traits::kQueries) *
-                         p.bias_heads * p.bias_batch;
+  const int64_t blocks = static_cast<int64_t>(ceil_div(p.sequences.max_k, Traits::kKeys)) *
+                         ceil_div(p.sequences.max_q, Traits::kQueries) * p.bias_heads * p.bias_batch;
   return launch_large<bias_gradient_kernel<Traits>>(blocks, Traits::kThreads, Traits::kSharedBytes, stream, p);
 }
 

@@ -19,9 +19,8 @@ struct QuerySum {
   FDMA_DEVICE static int warp_row(int warp) { return warp / kWarpsD * kRows; }
   FDMA_DEVICE static int warp_col(int warp) { return warp % kWarpsD * kCols; }
 
-  FDMA_DEVICE static float* tile(float* sums, int64_t head_index, int tiles, int m) {
-    return sums + (head_index * tiles + m) * kTileElements;
-  }
+  // `index`: row tile of the scratch * query heads + head.
+  FDMA_DEVICE static float* tile(float* sums, int64_t index) { return sums + index * kTileElements; }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   // Four elements of an accumulator block are one 16-byte reduction.

@@ -49,16 +49,23 @@ template <typename Traits>
 struct BackwardBlock {
   int b, kv_head, n;           // batch, kv head, key tile
   int first_tile, tile_count;  // query tiles [first_tile, tile_count) can see the keys
+  const BackwardParams& p;
 
-  FDMA_DEVICE explicit BackwardBlock(const BackwardParams& p) {
+  FDMA_DEVICE explicit BackwardBlock(const BackwardParams& params) : p(params) {
     n = p.tile_order == nullptr ? blockIdx.x : gridDim.x - 1 - blockIdx.x;  // see QuerySumOrder
     kv_head = blockIdx.y;
     b = p.batch_begin + blockIdx.z;
-    tile_count = ceil_div(p.len_q, Traits::kQueries);
+    const Sequence sequence = p.sequences.at(b);
+    tile_count = ceil_div(sequence.len_q, Traits::kQueries);
     first_tile =
-        static_cast<int>(first_query_of_key(n * Traits::kKeys, p.len_q, p.len_k, p.is_causal)) / Traits::kQueries;
+        static_cast<int>(first_query_of_key(k(), sequence.len_q, sequence.len_k, p.is_causal)) / Traits::kQueries;
+    if (k() >= sequence.len_k) first_tile = tile_count;
   }
   FDMA_DEVICE int k() const { return n * Traits::kKeys; }
+  FDMA_DEVICE RowSpan queries() const { return p.sequences.queries(b); }
+  // Of the sequence, in scratch.
+  FDMA_DEVICE int64_t first_row_tile() const { return p.row_tiles.first(b, queries().begin); }
+  FDMA_DEVICE RowSpan keys() const { return p.sequences.keys(b); }
 };
 
 template <typename Traits>
@@ -71,33 +78,36 @@ struct BackwardLoader {
 
   FDMA_DEVICE void load_key_value() const {
     load_tile<typename Traits::KeyTile, Traits::kThreads>(
-        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.kv_head, block.k()), p.key.stride_row,
-        p.len_k - block.k(), p.head_dim, p.vector_rows, thread);
+        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.kv_head, block.keys().begin + block.k()),
+        p.key.stride_row, block.keys().len - block.k(), p.head_dim, p.vector_rows, thread);
     load_tile<typename Traits::KeyTile, Traits::kThreads>(
-        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.kv_head, block.k()), p.value.stride_row,
-        p.len_k - block.k(), p.head_dim, p.vector_rows, thread);
+        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.kv_head, block.keys().begin + block.k()),
+        p.value.stride_row, block.keys().len - block.k(), p.head_dim, p.vector_rows, thread);
   }
   // Q and mask of query tile m.
   FDMA_DEVICE void load_query(int h, int m, int stage) const {
     const int q = m * Traits::kQueries;
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
-        smem + Traits::kQueryOffset + stage * Traits::QueryTile::kBytes, p.query.at<const T>(block.b, h, q),
-        p.query.stride_row, p.len_q - q, p.head_dim, p.vector_rows, thread);
+        smem + Traits::kQueryOffset + stage * Traits::QueryTile::kBytes,
+        p.query.at<const T>(block.b, h, block.queries().begin + q), p.query.stride_row, block.queries().len - q,
+        p.head_dim, p.vector_rows, thread);
     if (p.has_mask) {
-      const uint32_t* source = Traits::Mask::source(p.mask, block.b, h, q, p.len_q, thread);
+      const uint32_t* source = Traits::Mask::source(p.mask, block.b, h, q, block.queries().len, thread);
       Traits::Mask::load(smem + Traits::kMaskOffset + stage * Traits::Mask::kBytes, source, block.k(), thread);
     }
   }
   FDMA_DEVICE void load_grad_out(int h, int m, int stage) const {
     const int q = m * Traits::kQueries;
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
-        smem + Traits::kGradOutOffset + stage * Traits::QueryTile::kBytes, p.grad_out.at<const T>(block.b, h, q),
-        p.grad_out.stride_row, p.len_q - q, p.head_dim, p.vector_rows, thread);
+        smem + Traits::kGradOutOffset + stage * Traits::QueryTile::kBytes,
+        p.grad_out.at<const T>(block.b, h, block.queries().begin + q), p.grad_out.stride_row, block.queries().len - q,
+        p.head_dim, p.vector_rows, thread);
   }
   FDMA_DEVICE void load_bias(int h, int m) const {
     if constexpr (Traits::kBiased) {
       const int q = m * Traits::kQueries;
-      const BiasTileSource source(p.bias, p.bias.offset(block.b, h, q), block.k(), p.len_q - q, p.len_k - block.k());
+      const BiasTileSource source(p.bias, p.bias.offset(block.b, h, q), block.k(), block.queries().len - q,
+                                  block.keys().len - block.k());
       Traits::Bias::load(smem + Traits::kBiasOffset, source, thread);
     }
   }
@@ -153,8 +163,8 @@ class QueryWalk {
 // waits only for blocks further right, and those have smaller indices and were started first.
 class QuerySumOrder {
  public:
-  FDMA_DEVICE QuerySumOrder(const BackwardParams& p, int b, int h, int m, int tiles)
-      : counter_(p.tile_order + (static_cast<int64_t>(b) * p.heads_q + h) * tiles + m) {}
+  FDMA_DEVICE QuerySumOrder(const BackwardParams& p, int64_t row_tile, int h)
+      : counter_(p.tile_order + row_tile * p.heads_q + h) {}
 
   FDMA_DEVICE void wait(int rank) const {
     if (threadIdx.x == 0) {
@@ -199,10 +209,10 @@ FDMA_DEVICE int live_key_tiles(const BackwardParams& p, int b, int h, int m, int
 
 // How many key tiles add to query tile m before tile n does.
 template <typename Traits>
-FDMA_DEVICE int query_sum_rank(const BackwardParams& p, int b, int h, int m, int n) {
-  const int end = static_cast<int>(
-      key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), p.len_q, p.len_k, p.is_causal, Traits::kKeys));
-  return live_key_tiles<Traits>(p, b, h, m, end) - live_key_tiles<Traits>(p, b, h, m, n + 1);
+FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Traits>& block, int h, int m) {
+  const int end = static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.queries().len,
+                                                  block.keys().len, p.is_causal, Traits::kKeys));
+  return live_key_tiles<Traits>(p, block.b, h, m, end) - live_key_tiles<Traits>(p, block.b, h, m, block.n + 1);
 }
 
 }  // namespace fdma::sm80

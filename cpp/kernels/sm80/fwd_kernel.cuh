@@ -45,14 +45,17 @@ struct ForwardTraits {
 // Where a block works.
 struct ForwardBlock {
   int b, h, kv_head, q;  // batch, query head, its kv head, first query row
+  const SequenceView& sequences;
 
   // Under causality long tiles start first.
-  FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries) {
+  FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries) : sequences(p.sequences) {
     q = (p.is_causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * queries;
     h = blockIdx.y;
     kv_head = h / p.group;
     b = p.batch_begin + blockIdx.z;
   }
+  FDMA_DEVICE RowSpan queries() const { return sequences.queries(b); }
+  FDMA_DEVICE RowSpan keys() const { return sequences.keys(b); }
 };
 
 template <typename Traits>
@@ -65,35 +68,42 @@ class ForwardLoader {
         block_(block),
         smem_(smem),
         thread_(thread),
-        key_(p.key.at<const T>(block.b, block.kv_head, 0)),
-        value_(p.value.at<const T>(block.b, block.kv_head, 0)) {
+        key_(p.key.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.keys().begin)),
+        value_(p.value.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.keys().begin)) {
     if constexpr (Traits::kBiased) bias_element_ = p.bias.offset(block.b, block.h, block.q);
-    if constexpr (Traits::kMasked) mask_ = Traits::Mask::source(p.mask, block.b, block.h, block.q, p.len_q, thread);
+    if constexpr (Traits::kMasked)
+      mask_ = Traits::Mask::source(p.mask, block.b, block.h, block.q, block.queries().len, thread);
   }
 
   FDMA_DEVICE void load_query() const {
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
-        smem_ + Traits::kQueryOffset, p_.query.at<const T>(block_.b, block_.h, block_.q), p_.query.stride_row,
-        p_.len_q - block_.q, p_.head_dim, p_.vector_rows, thread_);
+        smem_ + Traits::kQueryOffset, p_.query.at<const T>(block_.b, block_.h, block_.queries().begin + block_.q),
+        p_.query.stride_row, block_.queries().len - block_.q, p_.head_dim, p_.vector_rows, thread_);
   }
   // K, bias and mask of key tile n.
   FDMA_DEVICE void load_key(int n) const {
     const int k = n * Traits::kKeys;
-    load_rows(Traits::kKeyOffset, key_, p_.key.stride_row, k);
+    load_rows(Traits::kKeyOffset, key_, p_.key, k);
     if constexpr (Traits::kBiased) {
-      const BiasTileSource source(p_.bias, bias_element_, k, p_.len_q - block_.q, p_.len_k - k);
+      const BiasTileSource source(p_.bias, bias_element_, k, block_.queries().len - block_.q, block_.keys().len - k);
       Traits::Bias::load(smem_ + Traits::kBiasOffset, source, thread_);
     }
     if constexpr (Traits::kMasked) Traits::Mask::load(smem_ + Traits::kMaskOffset, mask_, k, thread_);
   }
-  FDMA_DEVICE void load_value(int n) const {
-    load_rows(Traits::kValueOffset, value_, p_.value.stride_row, n * Traits::kKeys);
-  }
+  FDMA_DEVICE void load_value(int n) const { load_rows(Traits::kValueOffset, value_, p_.value, n * Traits::kKeys); }
 
  private:
-  FDMA_DEVICE void load_rows(int offset, const T* head, int64_t stride_row, int k) const {
-    load_tile<typename Traits::KeyTile, Traits::kThreads>(smem_ + offset, head + k * stride_row, stride_row,
-                                                          p_.len_k - k, p_.head_dim, p_.vector_rows, thread_);
+  // Rows k.. of the sequence; `head` is its row 0, or with pages row 0 of page 0.
+  FDMA_DEVICE void load_rows(int offset, const T* head, const TensorView& view, int k) const {
+    using Tile = typename Traits::KeyTile;
+    const int valid_rows = block_.keys().len - k;
+    if (p_.pages.table == nullptr) {
+      load_tile<Tile, Traits::kThreads>(smem_ + offset, head + k * view.stride_row, view.stride_row, valid_rows,
+                                        p_.head_dim, p_.vector_rows, thread_);
+    } else {
+      load_paged_tile<Tile, Traits::kThreads>(smem_ + offset, head, view, p_.pages, block_.b, k, valid_rows,
+                                              p_.head_dim, p_.vector_rows, thread_);
+    }
   }
 
   const ForwardParams& p_;
@@ -119,8 +129,8 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
   }
   const int row0 = block.q + warp_row;
   const int col0 = n * Traits::kKeys;
-  if (col0 + Traits::kKeys > key_limit(row0, p.len_q, p.len_k, p.is_causal)) {
-    apply_key_limit(scores, row0, col0, p.len_q, p.len_k, p.is_causal, lane);
+  if (col0 + Traits::kKeys > key_limit(row0, block.queries().len, block.keys().len, p.is_causal)) {
+    apply_key_limit(scores, row0, col0, block.queries().len, block.keys().len, p.is_causal, lane);
   }
 }
 
@@ -146,21 +156,22 @@ FDMA_DEVICE void store_result(const OnlineSoftmax<kM>& softmax, const float (&ou
   using T = typename Traits::T;
   const int row0 = block.q + warp * Traits::kWarpRows;
   if (p.lse != nullptr && lane % 4 == 0) {
-    float* lse = p.lse + (static_cast<int64_t>(block.b) * p.heads_q + block.h) * p.len_q;
+    float* lse = p.lse + block.b * p.lse_stride_batch + block.h * p.lse_stride_head + block.queries().begin;
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = row0 + 16 * i + 8 * half + lane / 4;
-        if (row < p.len_q) lse[row] = softmax.lse(i, half);
+        if (row < block.queries().len) lse[row] = softmax.lse(i, half);
       }
     }
   }
   const uint32_t stage = smem + Traits::kQueryOffset + warp * Traits::OutTile::kBytes;
   store_accumulator<T, typename Traits::OutTile>(stage, out, 0, 0, 1.f, lane);
   __syncwarp();
-  store_tile<typename Traits::OutTile, 32>(stage, p.out.at<T>(block.b, block.h, row0), p.out.stride_row, p.len_q - row0,
-                                           p.head_dim, p.vector_out, lane);
+  store_tile<typename Traits::OutTile, 32>(stage, p.out.at<T>(block.b, block.h, block.queries().begin + row0),
+                                           p.out.stride_row, block.queries().len - row0, p.head_dim, p.vector_out,
+                                           lane);
 }
 
 template <typename Traits>
@@ -172,6 +183,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   const uint32_t smem = smem_address(smem_bytes);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const ForwardBlock block(p, Traits::kQueries);
+  if (block.q >= block.queries().len) return;
   const ForwardLoader<Traits> loader(p, block, smem, thread);
 
   const ScoreUnit unit(p.scale, p.softcap);
@@ -180,9 +192,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   float out[kM][kNO][4];
   clear(out);
 
-  LiveKeyTiles<Traits::kQueries, Traits::kKeys> live(p.mask, block.b, block.h, block.q, p.len_q);
-  int n =
-      static_cast<int>(key_tile_count(block.q + Traits::kQueries, p.len_q, p.len_k, p.is_causal, Traits::kKeys)) - 1;
+  LiveKeyTiles<Traits::kQueries, Traits::kKeys> live(p.mask, block.b, block.h, block.q, block.queries().len);
+  int n = static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.queries().len, block.keys().len,
+                                          p.is_causal, Traits::kKeys)) -
+          1;
   if constexpr (Traits::kMasked) n = live.next(n);
 
   loader.load_query();

@@ -72,6 +72,33 @@ FDMA_DEVICE void load_tile(uint32_t smem, const T* rows, int64_t stride_row, int
   }
 }
 
+// As load_tile, for rows first_row.. of sequence b in a paged tensor; `base` is row 0 of page 0 at the head. An entry
+// of the table that names no page is cut to one that exists.
+template <typename Tile, int kThreads, typename T>
+FDMA_DEVICE void load_paged_tile(uint32_t smem, const T* base, const TensorView& view, const PageView& pages, int b,
+                                 int first_row, int valid_rows, int head_dim, bool vector, int thread) {
+  using Assignment = RowAssignment<Tile, kThreads>;
+  const Assignment own(thread);
+  const int32_t* table = pages.table + b * pages.pages_per_sequence;
+#pragma unroll 2
+  for (int row = own.row; row < Tile::kRows; row += Assignment::kRowsPerPass) {
+    const uint32_t target = smem + Tile::chunk_offset(row, own.chunk);
+    if (row < valid_rows && own.chunk * kChunk < head_dim) {
+      const int position = first_row + row;
+      const int64_t page = max_of(0, min_of(__ldg(table + position / pages.page_size), pages.pages - 1));
+      const T* source =
+          base + page * view.stride_batch + position % pages.page_size * view.stride_row + own.chunk * kChunk;
+      if (vector) {
+        copy_async<16>(target, source, 16);
+      } else {
+        store_shared_16(target, load_unaligned_chunk(source));
+      }
+    } else {
+      store_shared_16(target, make_uint4(0, 0, 0, 0));
+    }
+  }
+}
+
 // Stores `valid_rows` rows of the tile.
 template <typename Tile, int kThreads, typename T>
 FDMA_DEVICE void store_tile(uint32_t smem, T* rows, int64_t stride_row, int valid_rows, int head_dim, bool vector,

@@ -1,0 +1,85 @@
+// Sequences of different lengths in one batch: where each lies and how long it is.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/core/math.hpp"
+
+namespace fdma {
+
+// The rows of one sequence in a tensor, behind the batch stride.
+struct RowSpan {
+  int32_t len;
+  int64_t begin;
+};
+
+// One sequence of a batch.
+struct Sequence {
+  int32_t len_q, len_k;
+  int64_t q_begin, k_begin;
+};
+
+// All sequences of a call.
+struct SequenceView {
+  const void* cu_q = nullptr;  // batch + 1 values each; null: all sequences have the maximal lengths
+  const void* cu_k = nullptr;
+  bool is_64bit = false;
+  bool packed = false;  // rows of all sequences follow each other; otherwise each has a batch entry
+  int32_t max_q = 0, max_k = 0;
+  int64_t rows_q = 0, rows_k = 0;  // of the tensors: the total when packed, else of a batch entry
+
+  FDMA_HOST_DEVICE bool varies() const { return cu_q != nullptr; }
+
+  FDMA_HOST_DEVICE RowSpan queries(int64_t b) const { return span(cu_q, b, max_q, rows_q); }
+  FDMA_HOST_DEVICE RowSpan keys(int64_t b) const { return span(cu_k, b, max_k, rows_k); }
+  FDMA_HOST_DEVICE Sequence at(int64_t b) const {
+    const RowSpan q = queries(b), k = keys(b);
+    return {q.len, k.len, q.begin, k.begin};
+  }
+
+  FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
+#if defined(__CUDA_ARCH__)
+    // Main loops ask again instead of keeping the answer: with equal lengths it costs nothing, and registers are short.
+    // A plain load would be merged with earlier ones and kept.
+    int64_t value;
+    if (is_64bit) {
+      asm volatile("ld.global.s64 %0, [%1];" : "=l"(value) : "l"(static_cast<const int64_t*>(cu) + b));
+    } else {
+      int32_t narrow;
+      asm volatile("ld.global.s32 %0, [%1];" : "=r"(narrow) : "l"(static_cast<const int32_t*>(cu) + b));
+      value = narrow;
+    }
+    return value;
+#else
+    return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
+#endif
+  }
+
+ private:
+  // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
+  FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows) const {
+    if (!varies()) return {max, 0};
+    const int64_t first = boundary(cu, b);
+    const int64_t begin = packed ? max_of<int64_t>(0, min_of(first, rows)) : 0;
+    const int64_t longest = min_of<int64_t>(max, rows - begin);
+    return {static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, b + 1) - first, longest))), begin};
+  }
+};
+
+// Scratch with rows in tiles of `tile` query rows, for all sequences one behind the other.
+struct RowTiles {
+  int32_t tile = 64;
+  int64_t per_sequence = 0;  // tiles of the longest sequence
+  bool packed = false;
+
+  // The first tile of sequence b. Packed sequences need begin / tile + b: from one to the next that leaves room for the
+  // tiles of the sequence, a ragged last one included.
+  FDMA_HOST_DEVICE int64_t first(int64_t b, int64_t q_begin) const {
+    return packed ? q_begin / tile + b : b * per_sequence;
+  }
+};
+inline int64_t row_tile_total(const RowTiles& tiles, int64_t batch, int64_t rows_q) {
+  return tiles.packed ? rows_q / tiles.tile + batch : batch * tiles.per_sequence;
+}
+
+}  // namespace fdma
