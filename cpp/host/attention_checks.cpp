@@ -12,6 +12,11 @@ namespace {
 constexpr char kQueryDims[] = "(B, Lq, H, D)";
 constexpr char kKeyDims[] = "(B, Lk, H_kv, D)";
 constexpr char kRowDims[] = "(B, H, Lq)";
+constexpr char kPackedQueryDims[] = "(total_q, H, D)";
+constexpr char kPackedKeyDims[] = "(total_k, H_kv, D)";
+constexpr char kPackedRowDims[] = "(H, total_q)";
+constexpr char kQueryDimsOfSequences[] = "(B, Lq, H, D), or 3, (total_q, H, D)";
+constexpr char kPageDims[] = "(pages, page_size, H_kv, D)";
 
 constexpr int64_t kHeadDimStep = 8;
 constexpr int64_t kHeadDimMax = 256;
@@ -29,6 +34,7 @@ AttentionChecker::AttentionChecker(const AttentionArguments& args, bool with_dat
 void AttentionChecker::check_inputs() {
   check_device();
   check_extents();
+  check_lengths();
   problem_.query = check_query_like("query", args_.query, Access::kRead);
   problem_.key = check_key_like("key", args_.key, Access::kRead);
   problem_.value = check_key_like("value", args_.value, Access::kRead);
@@ -46,37 +52,29 @@ void AttentionChecker::check_device_support() {
   if (device_known_) fdma::check_device_support(reasons_, args_.device);
 }
 
-// Reads B, Lq, H, D off the query and Lk, H_kv off the key; everything else is measured against them.
+// Reads the extents off query and key; everything else is measured against them. With variable lengths B and the bounds
+// Lq and Lk come from elsewhere.
 void AttentionChecker::check_extents() {
   const fdma_tensor& query = args_.query;
   const fdma_tensor& key = args_.key;
-  query_known_ = check_rank(reasons_, "query", query, 4, kQueryDims);
-  if (query_known_) {
-    problem_.batch = query.shape[0];
-    problem_.len_q = query.shape[1];
-    problem_.heads_q = query.shape[2];
-    problem_.head_dim = query.shape[3];
-    if (problem_.heads_q == 0) {
-      reasons_.add(FDMA_INVALID_SHAPE, concat("query.shape is ", shape_text(query), "; accepted: at least one head"));
-      query_known_ = false;
-    }
-    if (problem_.head_dim % kHeadDimStep != 0 || problem_.head_dim < kHeadDimStep || problem_.head_dim > kHeadDimMax) {
-      reasons_.add(FDMA_INVALID_SHAPE,
-                   concat("query.shape is ", shape_text(query), ", head_dim ", problem_.head_dim,
-                          "; accepted: multiples of ", kHeadDimStep, " from ", kHeadDimStep, " to ", kHeadDimMax));
-      query_known_ = false;
-    }
-  }
+  const bool with_sequences = args_.sequences.given();
+  const bool sequences_known = check_sequences(reasons_, args_.sequences, with_data_, problem_);
+  problem_.sequences.packed = with_sequences && query.rank == 3;
+  query_known_ = check_query_extents() && sequences_known == with_sequences;
   problem_.dtype = query.dtype;
   const bool is_cuda = args_.device.type == FDMA_DEVICE_CUDA;
   if (query.rank != 0) {
     check_dtype(reasons_, "query", query, is_cuda ? kCudaDtypes : kCpuDtypes, is_cuda ? " on CUDA" : " on the CPU");
   }
 
-  extents_known_ = check_rank(reasons_, "key", key, 4, kKeyDims) && query_known_;
+  const bool paged = args_.sequences.paged();
+  const int key_rank = is_packed() && !paged ? 3 : 4;
+  const char* key_dims = paged ? kPageDims : is_packed() ? kPackedKeyDims : kKeyDims;
+  extents_known_ = check_rank(reasons_, "key", key, key_rank, key_dims) && query_known_;
   if (!extents_known_) return;
-  problem_.len_k = key.shape[1];
-  problem_.heads_kv = key.shape[2];
+  (with_sequences ? problem_.sequences.rows_k : problem_.len_k) = key.shape[key_rank - 3];
+  if (problem_.pages) extents_known_ = check_page_extents(reasons_, key, problem_);
+  problem_.heads_kv = key.shape[key_rank - 2];
   if (problem_.heads_kv == 0 || problem_.heads_q % problem_.heads_kv != 0) {
     reasons_.add(FDMA_INVALID_SHAPE, concat("key.shape is ", shape_text(key), ", H_kv = ", problem_.heads_kv,
                                             "; accepted: a divisor of the ", problem_.heads_q, " heads of query"));
@@ -84,9 +82,43 @@ void AttentionChecker::check_extents() {
   }
 }
 
-View4 AttentionChecker::check_activation(const char* name, const fdma_tensor& tensor, const char* dims, int64_t length,
-                                         int64_t heads, Access access) {
-  if (!check_shape(reasons_, name, tensor, {problem_.batch, length, heads, problem_.head_dim}, dims)) return {};
+bool AttentionChecker::check_query_extents() {
+  const fdma_tensor& query = args_.query;
+  const bool with_sequences = args_.sequences.given();
+  const int rank = is_packed() ? 3 : 4;
+  if (!check_rank(reasons_, "query", query, rank, with_sequences ? kQueryDimsOfSequences : kQueryDims)) return false;
+  bool good = true;
+  if (!with_sequences) {
+    problem_.batch = query.shape[0];
+  } else if (!is_packed() && problem_.sequences && query.shape[0] != problem_.batch) {
+    reasons_.add(FDMA_INVALID_SHAPE,
+                 concat("query.shape is ", shape_text(query), "; accepted: ", kQueryDims, " with B = ", problem_.batch,
+                        ", the sequences of cu_seqlens_q"));
+    good = false;
+  }
+  (with_sequences ? problem_.sequences.rows_q : problem_.len_q) = query.shape[rank - 3];
+  problem_.heads_q = query.shape[rank - 2];
+  problem_.head_dim = query.shape[rank - 1];
+  if (problem_.heads_q == 0) {
+    reasons_.add(FDMA_INVALID_SHAPE, concat("query.shape is ", shape_text(query), "; accepted: at least one head"));
+    good = false;
+  }
+  if (problem_.head_dim % kHeadDimStep != 0 || problem_.head_dim < kHeadDimStep || problem_.head_dim > kHeadDimMax) {
+    reasons_.add(FDMA_INVALID_SHAPE,
+                 concat("query.shape is ", shape_text(query), ", head_dim ", problem_.head_dim,
+                        "; accepted: multiples of ", kHeadDimStep, " from ", kHeadDimStep, " to ", kHeadDimMax));
+    good = false;
+  }
+  return good;
+}
+
+// On CUDA the values lie on the device, and kernels cut them to what the tensors hold.
+void AttentionChecker::check_lengths() {
+  const bool readable = with_data_ && args_.device.type == FDMA_DEVICE_CPU;
+  if (problem_.sequences && extents_known_ && readable) check_sequence_values(reasons_, problem_);
+}
+
+View4 AttentionChecker::view_of(const char* name, const fdma_tensor& tensor, Access access) {
   if (tensor.dtype != problem_.dtype) {
     reasons_.add(FDMA_INVALID_DTYPE, concat(name, ".dtype is ", dtype_name(tensor.dtype),
                                             "; accepted: ", dtype_name(problem_.dtype), ", the dtype of query"));
@@ -96,24 +128,51 @@ View4 AttentionChecker::check_activation(const char* name, const fdma_tensor& te
   return view4(tensor);
 }
 
+View4 AttentionChecker::check_activation(const char* name, const fdma_tensor& tensor, int64_t rows, int64_t heads,
+                                         const char* dims, Access access) {
+  const int64_t head_dim = problem_.head_dim;
+  const bool fits = is_packed() ? check_shape(reasons_, name, tensor, {rows, heads, head_dim}, dims)
+                                : check_shape(reasons_, name, tensor, {problem_.batch, rows, heads, head_dim}, dims);
+  return fits ? view_of(name, tensor, access) : View4{};
+}
+
 View4 AttentionChecker::check_query_like(const char* name, const fdma_tensor& tensor, Access access) {
+  const char* dims = is_packed() ? kPackedQueryDims : kQueryDims;
   const bool is_query = &tensor == &args_.query;  // its rank has been checked
-  if (!is_query && !check_rank(reasons_, name, tensor, 4, kQueryDims)) return {};
+  if (!is_query && !check_rank(reasons_, name, tensor, is_packed() ? 3 : 4, dims)) return {};
   if (!query_known_) return {};
-  return check_activation(name, tensor, kQueryDims, problem_.len_q, problem_.heads_q, access);
+  return check_activation(name, tensor, problem_.rows_q(), problem_.heads_q, dims, access);
 }
 
 View4 AttentionChecker::check_key_like(const char* name, const fdma_tensor& tensor, Access access) {
+  if (args_.sequences.paged()) return check_page(name, tensor);
+  const char* dims = is_packed() ? kPackedKeyDims : kKeyDims;
   const bool is_key = &tensor == &args_.key;
-  if (!is_key && !check_rank(reasons_, name, tensor, 4, kKeyDims)) return {};
+  if (!is_key && !check_rank(reasons_, name, tensor, is_packed() ? 3 : 4, dims)) return {};
   if (!extents_known_) return {};
-  return check_activation(name, tensor, kKeyDims, problem_.len_k, problem_.heads_kv, access);
+  return check_activation(name, tensor, problem_.rows_k(), problem_.heads_kv, dims, access);
+}
+
+// Key or value in pages, which are inputs.
+View4 AttentionChecker::check_page(const char* name, const fdma_tensor& tensor) {
+  const bool is_key = &tensor == &args_.key;
+  if (!is_key && !check_rank(reasons_, name, tensor, 4, kPageDims)) return {};
+  if (!extents_known_) return {};
+  const PageProblem& pages = problem_.pages;
+  if (!check_shape(reasons_, name, tensor, {pages.pages, pages.page_size, problem_.heads_kv, problem_.head_dim},
+                   kPageDims)) {
+    return {};
+  }
+  return view_of(name, tensor, Access::kRead);
 }
 
 float* AttentionChecker::check_row_statistic(const char* name, const fdma_tensor& tensor) {
-  if (!check_rank(reasons_, name, tensor, 3, kRowDims)) return nullptr;
-  if (query_known_) {
-    check_shape(reasons_, name, tensor, {problem_.batch, problem_.heads_q, problem_.len_q}, kRowDims);
+  const char* dims = is_packed() ? kPackedRowDims : kRowDims;
+  if (!check_rank(reasons_, name, tensor, is_packed() ? 2 : 3, dims)) return nullptr;
+  if (query_known_ && is_packed()) {
+    check_shape(reasons_, name, tensor, {problem_.heads_q, problem_.rows_q()}, dims);
+  } else if (query_known_) {
+    check_shape(reasons_, name, tensor, {problem_.batch, problem_.heads_q, problem_.rows_q()}, dims);
   }
   check_dtype(reasons_, name, tensor, DtypeSet(FDMA_FLOAT32), "");
   check_contiguous(reasons_, name, tensor);
@@ -157,9 +216,12 @@ bool AttentionChecker::check_score_like(const char* name, const fdma_tensor& ten
       is_one_or(tensor.shape[2], problem_.len_q) && is_one_or(tensor.shape[3], problem_.len_k)) {
     return true;
   }
-  reasons_.add(FDMA_INVALID_SHAPE, concat(name, ".shape is ", shape_text(tensor), "; accepted: ", kScoreDims,
-                                          " with B = ", problem_.batch, ", H = ", problem_.heads_q, ", H_kv = ",
-                                          problem_.heads_kv, ", Lq = ", problem_.len_q, ", Lk = ", problem_.len_k));
+  const bool bounds = static_cast<bool>(problem_.sequences);
+  reasons_.add(FDMA_INVALID_SHAPE,
+               concat(name, ".shape is ", shape_text(tensor), "; accepted: ", kScoreDims, " with B = ", problem_.batch,
+                      ", H = ", problem_.heads_q, ", H_kv = ", problem_.heads_kv, ", Lq = ",
+                      bounds ? "max_seqlen_q = " : "", problem_.len_q, ", Lk = ", bounds ? "max_seqlen_k = " : "",
+                      problem_.len_k));
   return false;
 }
 

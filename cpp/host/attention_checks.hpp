@@ -4,6 +4,7 @@
 #include "fdma/attention.h"
 #include "host/problem.hpp"
 #include "host/reasons.hpp"
+#include "host/sequence_checks.hpp"
 #include "host/tensor_checks.hpp"
 
 namespace fdma {
@@ -20,11 +21,23 @@ struct AttentionArguments {
   float softcap;
   int32_t is_causal;
   int32_t num_threads;
+  SequenceArguments sequences;
 };
 
+// `block_table` is null where the operation has none.
 template <typename Params>
-AttentionArguments attention_arguments(const Params& p) {
-  return {p.device, p.query, p.key, p.value, p.mask, p.bias, p.scale, p.softcap, p.is_causal, p.num_threads};
+AttentionArguments attention_arguments(const Params& p, const fdma_tensor* block_table) {
+  return {p.device,
+          p.query,
+          p.key,
+          p.value,
+          p.mask,
+          p.bias,
+          p.scale,
+          p.softcap,
+          p.is_causal,
+          p.num_threads,
+          {p.cu_seqlens_q, p.cu_seqlens_k, p.max_seqlen_q, p.max_seqlen_k, block_table}};
 }
 
 // Space for later versions, which give the zero of today a meaning.
@@ -41,7 +54,7 @@ class AttentionChecker {
   View4 check_query_like(const char* name, const fdma_tensor& tensor, Access access);
   View4 check_key_like(const char* name, const fdma_tensor& tensor, Access access);
 
-  // (B, H, Lq) float32, contiguous.
+  // (B, H, Lq), packed (H, total_q); float32, contiguous.
   float* check_row_statistic(const char* name, const fdma_tensor& tensor);
 
   // Reasons of the device itself come last: they hold whatever the arguments are.
@@ -50,20 +63,25 @@ class AttentionChecker {
  private:
   void check_device();
   void check_extents();
+  bool check_query_extents();
+  void check_lengths();
   void check_scalars();
   void check_mask();
   void check_bias();
   bool check_score_like(const char* name, const fdma_tensor& tensor);
-  View4 check_activation(const char* name, const fdma_tensor& tensor, const char* dims, int64_t length, int64_t heads,
+  View4 check_activation(const char* name, const fdma_tensor& tensor, int64_t rows, int64_t heads, const char* dims,
                          Access access);
+  View4 check_page(const char* name, const fdma_tensor& tensor);
+  View4 view_of(const char* name, const fdma_tensor& tensor, Access access);
+  bool is_packed() const { return problem_.sequences.packed; }
 
   const AttentionArguments args_;
   const bool with_data_;
   Reasons& reasons_;
   AttentionProblem& problem_;
   bool device_known_ = false;
-  bool query_known_ = false;    // query has four extents: batch, len_q, heads_q, head_dim are set
-  bool extents_known_ = false;  // so has key: len_k and heads_kv are set too, and heads_q is a multiple of heads_kv
+  bool query_known_ = false;    // query has its extents: batch, rows, heads_q, head_dim are set
+  bool extents_known_ = false;  // so has key: heads_kv is set too, and heads_q is a multiple of it
 };
 
 }  // namespace fdma

@@ -57,7 +57,9 @@ void check_gradients(const fdma_attention_backward_params& params, bool with_dat
                   {"out", params.out},
                   {"lse", params.lse},
                   {"grad_out", params.grad_out},
-                  {"grad_lse", params.grad_lse}});
+                  {"grad_lse", params.grad_lse},
+                  {"cu_seqlens_q", params.cu_seqlens_q},
+                  {"cu_seqlens_k", params.cu_seqlens_k}});
 }
 
 }  // namespace
@@ -68,7 +70,7 @@ BackwardProblem make_backward_problem(const fdma_attention_backward_params& call
   Reasons reasons;
   check_reserved(reasons, "reserved", params.reserved);
   check_reserved(reasons, "reserved1", params.reserved1);
-  AttentionChecker checker(attention_arguments(params), with_data, reasons, problem);
+  AttentionChecker checker(attention_arguments(params, nullptr), with_data, reasons, problem);
   checker.check_inputs();
   if (params.deterministic != 0 && params.deterministic != 1) {
     reasons.add(FDMA_INVALID_ARGUMENT, concat("deterministic is ", params.deterministic, "; accepted: 0 or 1"));

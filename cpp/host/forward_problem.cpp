@@ -28,7 +28,7 @@ ForwardProblem make_forward_problem(const fdma_attention_forward_params& caller_
   ForwardProblem problem;
   Reasons reasons;
   check_reserved(reasons, "reserved", params.reserved);
-  AttentionChecker checker(attention_arguments(params), with_data, reasons, problem);
+  AttentionChecker checker(attention_arguments(params, &params.block_table), with_data, reasons, problem);
   checker.check_inputs();
   problem.out = checker.check_query_like("out", params.out, Access::kWrite);
   if (params.lse.rank != 0) problem.lse = checker.check_row_statistic("lse", params.lse);
@@ -40,7 +40,10 @@ ForwardProblem make_forward_problem(const fdma_attention_forward_params& caller_
                   {"key", params.key},
                   {"value", params.value},
                   {"mask.tensor", params.mask.tensor},
-                  {"bias.tensor", params.bias.tensor}});
+                  {"bias.tensor", params.bias.tensor},
+                  {"cu_seqlens_q", params.cu_seqlens_q},
+                  {"cu_seqlens_k", params.cu_seqlens_k},
+                  {"block_table", params.block_table}});
   checker.check_device_support();
   reasons.throw_if_any();
   return problem;

@@ -23,13 +23,23 @@ std::string bias_text(const BiasProblem& bias) {
   return concat(dtype_name(bias.dtype), " ", score_dims(bias.batch, bias.heads, bias.rows, bias.keys));
 }
 
+// Nothing for a call whose sequences all have the lengths of its tensors.
+std::string sequence_text(const AttentionProblem& problem) {
+  const SequenceProblem& s = problem.sequences;
+  if (!s) return {};
+  const std::string pages =
+      problem.pages ? concat(" pages=", problem.pages.pages, "x", problem.pages.page_size) : std::string();
+  return concat(" sequences=", s.packed ? "packed" : "padded", s.is_64bit ? " int64" : " int32", " rows_q=", s.rows_q,
+                " rows_k=", s.rows_k, pages);
+}
+
 }  // namespace
 
 std::string AttentionProblem::describe() const {
   return concat(device.type == FDMA_DEVICE_CUDA ? concat("cuda:", device.index) : "cpu", " ", dtype_name(dtype),
                 " B=", batch, " Lq=", len_q, " Lk=", len_k, " H=", heads_q, " H_kv=", heads_kv, " D=", head_dim,
                 " mask=", mask_text(mask), " bias=", bias_text(bias), " scale=", scale, " softcap=", softcap,
-                " causal=", is_causal);
+                " causal=", is_causal, sequence_text(*this));
 }
 
 }  // namespace fdma

@@ -41,11 +41,22 @@ struct BiasProblem {
 struct SequenceProblem {
   const void* cu_q = nullptr;  // batch + 1 values, on the call's device; null: all sequences have len_q and len_k
   const void* cu_k = nullptr;
-  bool is_64bit = false;       // int64 values, else int32
-  bool packed = false;         // query-like tensors have stride 0 in the batch dimension
-  int64_t rows_q = 0;          // rows of query-like tensors: total_q when packed, L when padded
-  int64_t rows_k = 0;
+  bool is_64bit = false;  // int64 values, else int32
+  bool packed = false;    // query-like tensors, and key-like ones without pages, have stride 0 in the batch dimension
+  int64_t rows_q = 0;     // rows of query-like tensors: total_q when packed, L when padded
+  int64_t rows_k = 0;     // the same of key-like tensors; with pages, the keys that the pages of one sequence hold
   explicit operator bool() const { return cu_q != nullptr; }
+
+  // Values that the host can read.
+  int64_t begin_q(int64_t b) const { return value(cu_q, b); }
+  int64_t begin_k(int64_t b) const { return value(cu_k, b); }
+  int64_t length_q(int64_t b) const { return value(cu_q, b + 1) - value(cu_q, b); }
+  int64_t length_k(int64_t b) const { return value(cu_k, b + 1) - value(cu_k, b); }
+
+ private:
+  int64_t value(const void* cu, int64_t i) const {
+    return is_64bit ? static_cast<const int64_t*>(cu)[i] : static_cast<const int32_t*>(cu)[i];
+  }
 };
 
 // Paged keys: row j of sequence b is row j % page_size of page table[b * pages_per_sequence + j / page_size]. The strides
@@ -72,6 +83,8 @@ struct AttentionProblem {
   int num_threads = 0;
 
   int64_t group() const { return heads_q / heads_kv; }  // query heads that share a kv head
+  int64_t rows_q() const { return sequences ? sequences.rows_q : len_q; }  // of a query-like tensor, in one batch
+  int64_t rows_k() const { return sequences ? sequences.rows_k : len_k; }
   std::string describe() const;                         // one line for logs and bug reports
 };
 

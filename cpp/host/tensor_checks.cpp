@@ -157,7 +157,8 @@ void* address_of(const fdma_tensor& tensor) {
 View4 view4(const fdma_tensor& tensor) {
   View4 view;
   view.data = address_of(tensor);
-  for (int i = 0; i < 4; ++i) view.stride[i] = tensor.shape[i] > 1 ? tensor.stride[i] : 0;
+  const int missing = 4 - tensor.rank;
+  for (int i = 0; i < tensor.rank; ++i) view.stride[missing + i] = tensor.shape[i] > 1 ? tensor.stride[i] : 0;
   return view;
 }
 

@@ -30,8 +30,8 @@ TEST(Parameters, NewerCallerThatUsesItsFieldIsRefused) {
   EXPECT_EQ(fdma_attention_forward_supported(&newer.known), FDMA_UNSUPPORTED);
   EXPECT_STREQ(
       fdma_last_error_message(),
-      "params.struct_size is 824 and byte 816 is not zero: the caller uses a field of a newer version; accepted "
-      "by this library: 816 bytes, or zeros past them");
+      "params.struct_size is 1128 and byte 1120 is not zero: the caller uses a field of a newer version; accepted "
+      "by this library: 1120 bytes, or zeros past them");
 }
 
 TEST(Parameters, OlderCallerGetsDefaultsForWhatItLacks) {

@@ -1,0 +1,31 @@
+// Rules for variable lengths and pages: cu_seqlens, max_seqlen and block_table.
+#pragma once
+
+#include "fdma/attention.h"
+#include "host/problem.hpp"
+#include "host/reasons.hpp"
+
+namespace fdma {
+
+struct SequenceArguments {
+  const fdma_tensor& cu_seqlens_q;
+  const fdma_tensor& cu_seqlens_k;
+  int64_t max_seqlen_q;
+  int64_t max_seqlen_k;
+  const fdma_tensor* block_table;  // null: the operation has none
+
+  bool given() const { return cu_seqlens_q.rank != 0 || cu_seqlens_k.rank != 0; }
+  bool paged() const { return block_table != nullptr && block_table->rank != 0; }
+};
+
+// What can be said of the arguments by themselves. True when the call has variable lengths that are well formed: the
+// problem then has its batch, its bounds on the lengths, cu_q and cu_k and, with pages, their table.
+bool check_sequences(Reasons& reasons, const SequenceArguments& args, bool with_data, AttentionProblem& problem);
+
+// Page size and number of pages, off a key (pages, page_size, H_kv, D).
+bool check_page_extents(Reasons& reasons, const fdma_tensor& key, AttentionProblem& problem);
+
+// The values of cu_seqlens and of the block table's entries that are used, which the CPU can read, against the tensors.
+void check_sequence_values(Reasons& reasons, const AttentionProblem& problem);
+
+}  // namespace fdma
