@@ -21,7 +21,7 @@ bool check_absent(Reasons& reasons, const SequenceArguments& args) {
   };
   refuse_bound("max_seqlen_q", args.max_seqlen_q);
   refuse_bound("max_seqlen_k", args.max_seqlen_k);
-  if (args.paged()) {
+  if (args.has_table()) {
     reasons.add(FDMA_INVALID_ARGUMENT,
                 "block_table is given without cu_seqlens_q; accepted with cu_seqlens_q and cu_seqlens_k only");
   }

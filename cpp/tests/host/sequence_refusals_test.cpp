@@ -78,13 +78,13 @@ const Row kArguments[] = {
      [](SequenceCall& c) { c.params.cu_seqlens_k = c.memory.tensor(FDMA_INT64, {kSequences + 1}); },
      FDMA_INVALID_DTYPE, "cu_seqlens_k.dtype is int64; accepted: int32, the dtype of cu_seqlens_q"},
     {"OffsetsOfTwoLengths", [](SequenceCall& c) { c.params.cu_seqlens_k.shape[0] = 3; }, FDMA_INVALID_SHAPE,
-     "cu_seqlens_k.shape is (3); accepted: (B + 1,) = (4)"},
+     "cu_seqlens_k.shape is (3,); accepted: (B + 1,) = (4,)"},
     {"OffsetsEmpty",
      [](SequenceCall& c) { c.params.cu_seqlens_q.shape[0] = c.params.cu_seqlens_k.shape[0] = 0; }, FDMA_INVALID_SHAPE,
-     "cu_seqlens_q.shape is (0); accepted: (B + 1,), at least one value\n"
-     "cu_seqlens_k.shape is (0); accepted: (B + 1,), at least one value"},
+     "cu_seqlens_q.shape is (0,); accepted: (B + 1,), at least one value\n"
+     "cu_seqlens_k.shape is (0,); accepted: (B + 1,), at least one value"},
     {"OffsetsStrided", [](SequenceCall& c) { c.params.cu_seqlens_q.stride[0] = 2; }, FDMA_INVALID_LAYOUT,
-     "cu_seqlens_q.stride is (2) for shape (4); accepted: a contiguous tensor"},
+     "cu_seqlens_q.stride is (2,) for shape (4,); accepted: a contiguous tensor"},
     {"OffsetsNull", [](SequenceCall& c) { c.params.cu_seqlens_q.data = nullptr; }, FDMA_INVALID_ARGUMENT,
      "cu_seqlens_q.data is NULL; accepted: a pointer to its elements"},
     {"BoundNegative", [](SequenceCall& c) { c.params.max_seqlen_q = -1; }, FDMA_INVALID_ARGUMENT,
