@@ -13,7 +13,8 @@ struct RowSpan {
   int64_t begin;
 };
 
-// One sequence of a batch.
+// One sequence of a batch. Kernels keep it in shared memory: main loops have no registers to spare for it, and read it
+// again behind every barrier.
 struct Sequence {
   int32_t len_q, len_k;
   int64_t q_begin, k_begin;
@@ -37,25 +38,10 @@ struct SequenceView {
     return {q.len, k.len, q.begin, k.begin};
   }
 
-  FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
-#if defined(__CUDA_ARCH__)
-    // Main loops ask again instead of keeping the answer: with equal lengths it costs nothing, and registers are short.
-    // A plain load would be merged with earlier ones and kept.
-    int64_t value;
-    if (is_64bit) {
-      asm volatile("ld.global.s64 %0, [%1];" : "=l"(value) : "l"(static_cast<const int64_t*>(cu) + b));
-    } else {
-      int32_t narrow;
-      asm volatile("ld.global.s32 %0, [%1];" : "=r"(narrow) : "l"(static_cast<const int32_t*>(cu) + b));
-      value = narrow;
-    }
-    return value;
-#else
-    return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
-#endif
-  }
-
  private:
+  FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
+    return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
+  }
   // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
   FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows) const {
     if (!varies()) return {max, 0};
