@@ -145,7 +145,6 @@ class AttentionCall {
   Tensor score_tensor(fdma_dtype dtype, const ScoreShape& shape) const;
   int64_t score_index(const Tensor& tensor, int64_t b, int64_t h, int64_t q, int64_t k) const;
   std::vector<Bit> expected_bits(const PackedMaskLayout& layout) const;
-  bool mask_visible(int64_t b, int64_t h, int64_t q, int64_t k) const;
   template <typename Params>
   void fill_inputs(Params& params) const;
   std::vector<Tensor*> all_outputs();
