@@ -93,14 +93,6 @@ SequenceView sequence_view(const AttentionProblem& problem) {
   return view;
 }
 
-// Rows of query-like tensors behind the batch dimension, and of key-like ones.
-int64_t query_rows(const AttentionProblem& problem) {
-  return problem.sequences ? problem.sequences.rows_q : problem.len_q;
-}
-int64_t key_rows(const AttentionProblem& problem) {
-  return problem.sequences ? problem.sequences.rows_k : problem.len_k;
-}
-
 void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
   params.query = tensor_view(problem.query);
   params.key = tensor_view(problem.key);
@@ -110,7 +102,7 @@ void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
   params.heads_kv = narrow_heads(problem.heads_kv, "the number of key heads");
   params.group = static_cast<int32_t>(problem.group());
   params.sequences = sequence_view(problem);
-  const int64_t rows_q = query_rows(problem);
+  const int64_t rows_q = problem.rows_q();
   params.lse_stride_head = rows_q;
   params.lse_stride_batch = params.sequences.packed ? 0 : problem.heads_q * rows_q;
   params.head_dim = static_cast<int32_t>(problem.head_dim);
@@ -193,8 +185,8 @@ void clear_gradient(const View4& grad, int64_t batch, int64_t rows, int64_t head
 }
 
 void backward_without_scores(const BackwardProblem& problem, cudaStream_t stream) {
-  const int64_t batch = problem.sequences.packed ? 1 : problem.batch;
-  const int64_t rows_q = query_rows(problem), rows_k = key_rows(problem);
+  const int64_t batch = problem.batches();
+  const int64_t rows_q = problem.rows_q(), rows_k = problem.rows_k();
   if (rows_q > 0) clear_gradient(problem.grad_query, batch, rows_q, problem.heads_q, problem.head_dim, stream);
   if (rows_k > 0) {
     clear_gradient(problem.grad_key, batch, rows_k, problem.heads_kv, problem.head_dim, stream);
@@ -233,7 +225,7 @@ struct BackwardScratch {
     params.row_tiles.tile = tile.queries;
     params.row_tiles.per_sequence = ceil_div<int64_t>(problem.len_q, tile.queries);
     params.row_tiles.packed = problem.sequences.packed;
-    const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, query_rows(problem));
+    const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, problem.rows_q());
     params.stats_stride_head = tiles * tile.queries;
     params.row_stats = workspace.take<float2>(params.stats_stride_head * problem.heads_q);
     if (problem.grad_query) {

@@ -38,10 +38,11 @@ struct SequenceView {
     return {q.len, k.len, q.begin, k.begin};
   }
 
- private:
   FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
     return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
   }
+
+ private:
   // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
   FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows) const {
     if (!varies()) return {max, 0};

@@ -173,7 +173,7 @@ class QuerySumOrder {
       int done;
       do {
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(counter_) : "memory");
-      } while (done != rank);
+      } while (done < rank);
     }
     __syncthreads();
   }
@@ -181,7 +181,8 @@ class QuerySumOrder {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter_), "r"(rank + 1) : "memory");
+      // Sequences overlap where offsets on the device fall: a counter that never falls lets their blocks end.
+      asm volatile("red.release.gpu.global.max.s32 [%0], %1;" ::"l"(counter_), "r"(rank + 1) : "memory");
     }
   }
 
