@@ -88,6 +88,7 @@ SequenceView sequence_view(const AttentionProblem& problem) {
   view.cu_k = given.cu_k;
   view.is_64bit = given.is_64bit;
   view.packed = given.packed;
+  view.paged = static_cast<bool>(problem.pages);
   view.rows_q = given.rows_q;
   view.rows_k = given.rows_k;
   return view;
@@ -134,7 +135,7 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
       pack.is_float = kFloatDtypes.contains(mask.dtype);
       pack.is_causal = problem.is_causal;
       pack.sequences = params.sequences;
-      pack.shared_by_sequences = problem.sequences && mask.layout.batch == 1 && problem.batch > 1;
+      pack.shared_by_sequences = problem.sequences && mask.layout.batch != problem.batch;
       pack.vector_rows =
           pack.stride_key == 1 && rows_aligned(pack.dense, pack.element_bytes, pack.element_bytes == 1 ? 8 : 16,
                                                {pack.stride_batch, pack.stride_head, pack.stride_row});
