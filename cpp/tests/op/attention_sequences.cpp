@@ -67,7 +67,12 @@ std::vector<C> length_cases() {
       C("no_keys_bias").sequences({20, 130}, {0, 0}).bias(FDMA_FLOAT32, {kFull, kFull, kFull, kOne}),
       C("no_sequences").sequences({}, {}),
       C("no_sequences_rows").sequences({}, {}).slack(7, 11),
-      C("no_sequences_bounds").sequences({}, {}).slack(7, 11).bounds(70, 80).mask(FDMA_BOOL, {kOne}).bias(FDMA_FLOAT16),
+      C("no_sequences_bounds")
+          .sequences({}, {})
+          .slack(7, 11)
+          .bounds(70, 80)
+          .mask(FDMA_BOOL, {kOne})
+          .bias(FDMA_FLOAT16, {kOne}),
       C("no_sequences_padded").sequences({}, {}).slack(7, 11).padded(),
       C("decode").sequences({1, 1, 1, 1}, {1, 64, 129, 300}).causal(),
       C("decode_gqa").sequences({1, 1, 1, 1}, {1, 64, 129, 300}).heads(8, 2).causal(),
