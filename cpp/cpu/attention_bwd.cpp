@@ -18,6 +18,7 @@
 #include "cpu/parallel.hpp"
 #include "cpu/query_blocks.hpp"
 #include "cpu/score_rule.hpp"
+#include "cpu/slots.hpp"
 #include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
 #include "cpu/unreached_rows.hpp"
@@ -285,9 +286,8 @@ void Backward::by_bias(int64_t item, const Scratch& s) const {
   sums.finish();
 }
 
-}  // namespace
-
-void backward(const BackwardProblem& problem, Workspace& workspace) {
+// The call as it is described: keys that a mask lists have been put in order.
+void run_backward(const BackwardProblem& problem, Workspace& workspace) {
   const void* mask = packed_mask(problem, workspace);
   const QueryBlocks blocks(problem, 14.0 * static_cast<double>(problem.head_dim));
   const int64_t rows = max_of(blocks.max_rows(), kTile);
@@ -310,6 +310,17 @@ void backward(const BackwardProblem& problem, Workspace& workspace) {
   }
   if (workspace.counting()) return;
   Backward(problem, mask, delta).run(blocks, scratch);
+}
+
+}  // namespace
+
+void backward(const BackwardProblem& problem, Workspace& workspace) {
+  if (!problem.runs_on_slots()) return run_backward(problem, workspace);
+  SlotCall slots(problem, workspace);
+  slots.take_gradients(problem, workspace);
+  if (!workspace.counting()) slots.gather(problem);
+  run_backward(slots.on_slots(problem), workspace);
+  if (!workspace.counting()) slots.scatter(problem);
 }
 
 }  // namespace fdma::cpu

@@ -14,6 +14,7 @@
 #include "cpu/parallel.hpp"
 #include "cpu/query_blocks.hpp"
 #include "cpu/score_rule.hpp"
+#include "cpu/slots.hpp"
 #include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
 #include "cpu/unreached_rows.hpp"
@@ -127,9 +128,8 @@ void Forward::store_output(const QueryBlock& block, const QueryTile& tile, const
   kernels_.store_rows(scratch.acc + tile.first_row * row_, row_, inverse_sums, p_.head_dim, out);
 }
 
-}  // namespace
-
-void forward(const ForwardProblem& problem, Workspace& workspace) {
+// The call as it is described: keys that a mask lists have been put in order.
+void run_forward(const ForwardProblem& problem, Workspace& workspace) {
   const void* mask = packed_mask(problem, workspace);
   const QueryBlocks blocks(problem, 4.0 * static_cast<double>(problem.head_dim));
   const int64_t rows = blocks.max_rows();
@@ -154,6 +154,15 @@ void forward(const ForwardProblem& problem, Workspace& workspace) {
   });
   clear_unreached_query_rows(problem, problem.out);
   clear_unreached_statistics(problem, problem.lse);
+}
+
+}  // namespace
+
+void forward(const ForwardProblem& problem, Workspace& workspace) {
+  if (!problem.runs_on_slots()) return run_forward(problem, workspace);
+  const SlotCall slots(problem, workspace);
+  if (!workspace.counting()) slots.gather(problem);
+  run_forward(slots.on_slots(problem), workspace);
 }
 
 }  // namespace fdma::cpu

@@ -54,12 +54,54 @@ void pack_row_tile(const AttentionProblem& problem, int64_t b, int64_t h, int64_
   }
 }
 
+// Row q of the packed mask that a list stands for, for a sequence.
+void expand_row(const AttentionProblem& problem, const SequenceExtents& sequence, const int32_t* list, int64_t q,
+                uint32_t* words) {
+  const int64_t position = q + sequence.len_k - sequence.len_q;
+  const auto show = [&](int64_t k) { words[k / 32] |= 1u << (k % 32); };
+  if (problem.mask.kind == FDMA_MASK_INTERVAL) {
+    for (int64_t k = 0; k <= min_of(position, sequence.len_k - 1); ++k) {
+      if (position < list[k]) show(k);
+    }
+    return;
+  }
+  const int64_t limit = key_limit(q, sequence.len_q, sequence.len_k, problem.is_causal);
+  for (int64_t column = 0; column < problem.mask.lists.width; ++column) {
+    if (list[column] >= 0 && list[column] < limit) show(list[column]);
+  }
+}
+
+// Lists of keys as a packed mask.
+const void* expanded_lists(const AttentionProblem& problem, Workspace& workspace) {
+  const PackedMaskLayout& layout = problem.mask.layout;
+  const KeyListProblem& lists = problem.mask.lists;
+  uint32_t* packed = workspace.take<uint32_t>(layout.bytes() / 4);
+  if (workspace.counting()) return nullptr;
+  std::memset(packed, 0, static_cast<size_t>(layout.bytes()));
+  uint32_t* tiles = packed + layout.rows_bytes() / 4;
+  for (int64_t head = 0; head < layout.batch * layout.heads; ++head) {
+    const int64_t b = head / layout.heads, h = head % layout.heads;
+    const SequenceExtents sequence = problem.extents(b);
+    const int32_t* list = lists.data + (lists.batch == 1 ? 0 : b) * lists.stride_batch + h * lists.stride_head;
+    for (int64_t q = 0; q < sequence.len_q; ++q) {
+      uint32_t* words = packed + (head * layout.rows + q) * layout.row_words();
+      expand_row(problem, sequence, list, q, words);
+      uint32_t* tile_row = tiles + (head * layout.row_tiles() + q / kMaskTile) * layout.tile_words();
+      for (int64_t t = 0; t < layout.key_tiles(); ++t) {
+        tile_row[t / 32] |= static_cast<uint32_t>((words[2 * t] | words[2 * t + 1]) != 0) << (t % 32);
+      }
+    }
+  }
+  return packed;
+}
+
 }  // namespace
 
 const void* packed_mask(const AttentionProblem& problem, Workspace& workspace) {
   const MaskProblem& mask = problem.mask;
   if (mask.kind == FDMA_MASK_NONE) return nullptr;
   if (mask.kind == FDMA_MASK_BITS) return mask.packed;
+  if (mask.kind != FDMA_MASK_DENSE) return expanded_lists(problem, workspace);
 
   const PackedMaskLayout& layout = mask.layout;
   uint32_t* packed = static_cast<uint32_t*>(mask.packed_out);

@@ -15,7 +15,7 @@ class Visibility {
  public:
   // `packed`: the packed mask of the problem, null when it has no mask.
   Visibility(const AttentionProblem& problem, const void* packed)
-      : is_causal_(problem.is_causal), has_mask_(packed != nullptr) {
+      : is_causal_(problem.is_causal), has_mask_(packed != nullptr), slots_(problem.slots), group_(problem.group()) {
     if (has_mask_) mask_ = packed_mask_view(problem.mask.layout, packed, problem.heads_q);
   }
 
@@ -27,11 +27,13 @@ class Visibility {
   // False when no row of the query tile sees a key of the key tile, or the sequence does not reach that far.
   bool tile(const SequenceExtents& s, int64_t h, int64_t q_tile, int64_t k_tile) const {
     if (q_tile * kTile >= s.len_q || k_tile >= key_tiles(s, q_tile)) return false;
+    if (slots_.spans != nullptr) return slot_tile(s, h, q_tile, k_tile);
     return !has_mask_ || ((mask_.row_tile(s.batch, h, q_tile)[k_tile / 32] >> (k_tile % 32)) & 1u) != 0;
   }
 
   // Bit k of visible[r] = query q0 + r sees key k_tile * 64 + k.
   void rows(const SequenceExtents& s, int64_t h, int64_t q0, int64_t count, int64_t k_tile, uint64_t* visible) const {
+    if (slots_.spans != nullptr) return slot_rows(s, h, q0, count, k_tile, visible);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t keys = key_limit(q0 + r, s.len_q, s.len_k, is_causal_) - k_tile * kTile;
       uint64_t word = keys >= kTile ? ~uint64_t{0} : keys <= 0 ? 0 : (uint64_t{1} << keys) - 1;
@@ -44,8 +46,37 @@ class Visibility {
   }
 
  private:
+  const Span* slot_spans(const SequenceExtents& s, int64_t h) const {
+    return slots_.spans + slots_.list(static_cast<int>(s.batch), static_cast<int>(h / group_)) * slots_.slots;
+  }
+
+  bool slot_tile(const SequenceExtents& s, int64_t h, int64_t q_tile, int64_t k_tile) const {
+    const int64_t list = slots_.list(static_cast<int>(s.batch), static_cast<int>(h / group_));
+    const SpanSummary* groups = slots_.groups + (list * slots_.slots + k_tile * kTile) / kSlotGroup;
+    const auto first = static_cast<int>(q_tile * kTile + slots_.shift);
+    const auto last = static_cast<int>(min_of((q_tile + 1) * kTile, s.len_q) - 1 + slots_.shift);
+    bool any = false;
+    for (int64_t i = 0; i < kTile / kSlotGroup; ++i) any = any || groups[i].any(first, last);
+    return any;
+  }
+
+  void slot_rows(const SequenceExtents& s, int64_t h, int64_t q0, int64_t count, int64_t k_tile,
+                 uint64_t* visible) const {
+    const Span* spans = slot_spans(s, h) + k_tile * kTile;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t position = q0 + r + slots_.shift;
+      uint64_t word = 0;
+      for (int64_t k = 0; k < kTile; ++k) {
+        word |= static_cast<uint64_t>(position >= spans[k].begin && position < spans[k].end) << k;
+      }
+      visible[r] = word;
+    }
+  }
+
   bool is_causal_, has_mask_;
   PackedMaskView mask_;
+  SlotView slots_;
+  int64_t group_;
 };
 
 // The rule for the rows of a query tile and the keys of `k_tile`; fills visible[0, tile.rows).

@@ -21,6 +21,11 @@ constexpr char kPageDims[] = "(pages, page_size, H_kv, D)";
 constexpr int64_t kHeadDimStep = 8;
 constexpr int64_t kHeadDimMax = 256;
 
+constexpr char kColumnDims[] = "({B|1}, {H|H_kv|1}, W)";
+constexpr char kIntervalDims[] = "({B|1}, {H|H_kv|1}, Lk)";
+
+bool is_one_or(int64_t extent, int64_t full) { return extent == 1 || extent == full; }
+
 }  // namespace
 
 void check_reserved(Reasons& reasons, const char* name, int64_t value) {
@@ -91,9 +96,8 @@ bool AttentionChecker::check_query_extents() {
   if (!with_sequences) {
     problem_.batch = query.shape[0];
   } else if (!is_packed() && problem_.sequences && query.shape[0] != problem_.batch) {
-    reasons_.add(FDMA_INVALID_SHAPE,
-                 concat("query.shape is ", shape_text(query), "; accepted: ", kQueryDims, " with B = ", problem_.batch,
-                        ", the sequences of cu_seqlens_q"));
+    reasons_.add(FDMA_INVALID_SHAPE, concat("query.shape is ", shape_text(query), "; accepted: ", kQueryDims,
+                                            " with B = ", problem_.batch, ", the sequences of cu_seqlens_q"));
     good = false;
   }
   (with_sequences ? problem_.sequences.rows_q : problem_.len_q) = query.shape[rank - 3];
@@ -200,22 +204,25 @@ void AttentionChecker::check_scalars() {
   problem_.num_threads = args_.num_threads;
 }
 
+// The first two dimensions of a tensor over the scores.
+bool AttentionChecker::is_batch_or_head_of_scores(const fdma_tensor& tensor) const {
+  return is_one_or(tensor.shape[0], problem_.batch) &&
+         (is_one_or(tensor.shape[1], problem_.heads_q) || tensor.shape[1] == problem_.heads_kv);
+}
+
 // A tensor over the scores that may broadcast each dimension.
 bool AttentionChecker::check_score_like(const char* name, const fdma_tensor& tensor) {
   if (!check_rank(reasons_, name, tensor, 4, kScoreDims)) return false;
   if (!extents_known_) return false;
-  const auto is_one_or = [](int64_t extent, int64_t full) { return extent == 1 || extent == full; };
-  if (is_one_or(tensor.shape[0], problem_.batch) &&
-      (is_one_or(tensor.shape[1], problem_.heads_q) || tensor.shape[1] == problem_.heads_kv) &&
-      is_one_or(tensor.shape[2], problem_.len_q) && is_one_or(tensor.shape[3], problem_.len_k)) {
+  if (is_batch_or_head_of_scores(tensor) && is_one_or(tensor.shape[2], problem_.len_q) &&
+      is_one_or(tensor.shape[3], problem_.len_k)) {
     return true;
   }
   const bool bounds = static_cast<bool>(problem_.sequences);
-  reasons_.add(FDMA_INVALID_SHAPE,
-               concat(name, ".shape is ", shape_text(tensor), "; accepted: ", kScoreDims, " with B = ", problem_.batch,
-                      ", H = ", problem_.heads_q, ", H_kv = ", problem_.heads_kv, ", Lq = ",
-                      bounds ? "max_seqlen_q = " : "", problem_.len_q, ", Lk = ", bounds ? "max_seqlen_k = " : "",
-                      problem_.len_k));
+  reasons_.add(FDMA_INVALID_SHAPE, concat(name, ".shape is ", shape_text(tensor), "; accepted: ", kScoreDims,
+                                          " with B = ", problem_.batch, ", H = ", problem_.heads_q,
+                                          ", H_kv = ", problem_.heads_kv, ", Lq = ", bounds ? "max_seqlen_q = " : "",
+                                          problem_.len_q, ", Lk = ", bounds ? "max_seqlen_k = " : "", problem_.len_k));
   return false;
 }
 
@@ -226,14 +233,18 @@ void AttentionChecker::check_mask() {
   if (mask.kind == FDMA_MASK_NONE) {
     if (tensor.rank != 0) {
       reasons_.add(FDMA_INVALID_ARGUMENT, concat("mask.kind is FDMA_MASK_NONE, but mask.tensor has rank ", tensor.rank,
-                                                 "; accepted: rank 0, or FDMA_MASK_DENSE, FDMA_MASK_BITS"));
+                                                 "; accepted: rank 0, or FDMA_MASK_DENSE, FDMA_MASK_BITS, "
+                                                 "FDMA_MASK_COLUMNS, FDMA_MASK_INTERVAL"));
     }
     return;
   }
+  if (mask.kind == FDMA_MASK_COLUMNS || mask.kind == FDMA_MASK_INTERVAL) return check_key_lists();
   if (mask.kind != FDMA_MASK_DENSE && mask.kind != FDMA_MASK_BITS) {
-    reasons_.add(FDMA_INVALID_ARGUMENT,
-                 concat("mask.kind is ", static_cast<int>(mask.kind),
-                        "; accepted: FDMA_MASK_NONE (0), FDMA_MASK_DENSE (1), FDMA_MASK_BITS (2)"));
+    reasons_.add(
+        FDMA_INVALID_ARGUMENT,
+        concat("mask.kind is ", static_cast<int>(mask.kind),
+               "; accepted: FDMA_MASK_NONE (0), FDMA_MASK_DENSE (1), FDMA_MASK_BITS (2), FDMA_MASK_COLUMNS (3), "
+               "FDMA_MASK_INTERVAL (4)"));
     return;
   }
   if (!check_score_like("mask.tensor", tensor)) return;
@@ -258,6 +269,40 @@ void AttentionChecker::check_mask() {
   }
   check_data(reasons_, "mask.tensor", tensor, with_data_, kPackedMaskAlignment);
   mask.packed = address_of(tensor);
+}
+
+// What the lists hold is not checked: no value makes a call read or write where it should not.
+void AttentionChecker::check_key_lists() {
+  const fdma_tensor& tensor = args_.mask.tensor;
+  const bool is_interval = args_.mask.kind == FDMA_MASK_INTERVAL;
+  const char* dims = is_interval ? kIntervalDims : kColumnDims;
+  if (!check_rank(reasons_, "mask.tensor", tensor, 3, dims) || !extents_known_) return;
+  MaskProblem& mask = problem_.mask;
+  if (!is_batch_or_head_of_scores(tensor) || (is_interval && tensor.shape[2] != problem_.len_k)) {
+    const std::string keys = is_interval ? concat(", Lk = ", problem_.len_k) : std::string();
+    reasons_.add(FDMA_INVALID_SHAPE,
+                 concat("mask.tensor.shape is ", shape_text(tensor), "; accepted: ", dims, " with B = ", problem_.batch,
+                        ", H = ", problem_.heads_q, ", H_kv = ", problem_.heads_kv, keys));
+    return;
+  }
+  check_dtype(reasons_, "mask.tensor", tensor, DtypeSet(FDMA_INT32),
+              is_interval ? " for FDMA_MASK_INTERVAL" : " for FDMA_MASK_COLUMNS");
+  check_strides(reasons_, "mask.tensor", tensor, Access::kRead);
+  check_data(reasons_, "mask.tensor", tensor, with_data_, dtype_size(FDMA_INT32));
+  mask.lists = {static_cast<const int32_t*>(address_of(tensor)),
+                tensor.stride[0],
+                tensor.stride[1],
+                tensor.shape[0],
+                tensor.shape[1],
+                tensor.shape[2]};
+  // Where a list meets sequences of several lengths, each has rows of its own.
+  mask.layout = {problem_.sequences ? problem_.batch : tensor.shape[0], tensor.shape[1], problem_.len_q,
+                 problem_.len_k};
+  if (!packed_mask_bytes(mask.layout)) {
+    reasons_.add(FDMA_INVALID_SHAPE,
+                 concat("mask.tensor.shape is ", shape_text(tensor), " with Lq = ", problem_.len_q,
+                        " and Lk = ", problem_.len_k, "; accepted: below 2^63 bytes of packed mask"));
+  }
 }
 
 void AttentionChecker::check_bias() {

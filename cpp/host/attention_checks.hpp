@@ -67,6 +67,8 @@ class AttentionChecker {
   void check_lengths();
   void check_scalars();
   void check_mask();
+  void check_key_lists();
+  bool is_batch_or_head_of_scores(const fdma_tensor& tensor) const;
   void check_bias();
   bool check_score_like(const char* name, const fdma_tensor& tensor);
   View4 check_activation(const char* name, const fdma_tensor& tensor, int64_t rows, int64_t heads, const char* dims,

@@ -1,11 +1,12 @@
 // The CUDA backend: turns a checked problem into kernel parameters and starts the kernels.
 #include <cuda_runtime_api.h>
 
-#include <initializer_list>
+#include <optional>
 
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
 #include "host/cuda_params.hpp"
+#include "host/cuda_slots.hpp"
 #include "host/dtype.hpp"
 #include "host/error.hpp"
 #include "host/text.hpp"
@@ -15,40 +16,6 @@
 namespace fdma::cuda {
 namespace {
 
-TensorView tensor_view(const View4& view) {
-  TensorView result;
-  result.data = view.data;
-  result.stride_batch = view.stride[0];
-  result.stride_row = view.stride[1];
-  result.stride_head = view.stride[2];
-  return result;
-}
-
-// Whether every row of the tensor starts at a multiple of `bytes`.
-bool rows_aligned(const void* data, int64_t element_bytes, int64_t bytes, std::initializer_list<int64_t> strides) {
-  bool aligned = reinterpret_cast<uintptr_t>(data) % bytes == 0;
-  for (int64_t stride : strides) aligned = aligned && stride * element_bytes % bytes == 0;
-  return aligned;
-}
-bool vector_rows(const View4& view) {
-  return !view || rows_aligned(view.data, 2, 16, {view.stride[0], view.stride[1], view.stride[2]});
-}
-
-BiasView bias_view(const BiasProblem& bias, int64_t heads_q) {
-  BiasView view;
-  if (bias.kind == FDMA_BIAS_NONE) return view;
-  view.data = bias.view.data;
-  view.stride_batch = bias.view.stride[0];
-  view.stride_head = bias.view.stride[1];
-  view.stride_row = bias.view.stride[2];
-  view.stride_key = bias.keys == 1 ? 0 : 1;
-  view.heads_per_bias_head = static_cast<int32_t>(heads_q / bias.heads);
-  view.type = element_type(bias.dtype);
-  view.vector_rows =
-      rows_aligned(view.data, element_bytes(view.type), 16, {view.stride_batch, view.stride_head, view.stride_row});
-  return view;
-}
-
 // Heads are a dimension of the grid.
 int32_t narrow_heads(int64_t value, const char* name) {
   constexpr int64_t kLimit = 65535;
@@ -56,21 +23,6 @@ int32_t narrow_heads(int64_t value, const char* name) {
     throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: at most ", kLimit));
   }
   return static_cast<int32_t>(value);
-}
-
-SequenceView sequence_view(const AttentionProblem& problem) {
-  const SequenceProblem& given = problem.sequences;
-  SequenceView view;
-  view.max_q = narrow(problem.len_q, "the number of queries");
-  view.max_k = narrow(problem.len_k, "the number of keys");
-  view.cu_q = given.cu_q;
-  view.cu_k = given.cu_k;
-  view.is_64bit = given.is_64bit;
-  view.packed = given.packed;
-  view.paged = static_cast<bool>(problem.pages);
-  view.rows_q = given.rows_q;
-  view.rows_k = given.rows_k;
-  return view;
 }
 
 void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
@@ -98,6 +50,7 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
   const MaskProblem& mask = problem.mask;
   if (mask.kind == FDMA_MASK_NONE) return;
   params.has_mask = true;
+  if (is_key_lists(mask.kind)) return bind_expanded_lists(params, problem, workspace, stream);
   const void* packed = mask.packed;
   if (mask.kind == FDMA_MASK_DENSE) {
     void* target = mask.packed_out != nullptr ? mask.packed_out : workspace.take<char>(mask.layout.bytes());
@@ -219,8 +172,8 @@ struct BackwardScratch {
     }
     const int64_t heads = problem.batch * problem.heads_q;
     if (params.bias_grad == BiasGradMode::kKeys) {
-      params.grad_bias_keys = workspace.take<float>(heads * problem.len_k);
-      keys_bytes = static_cast<size_t>(heads * problem.len_k) * sizeof(float);
+      params.grad_bias_keys = workspace.take<float>(heads * params.bias_keys);
+      keys_bytes = static_cast<size_t>(heads * params.bias_keys) * sizeof(float);
     }
   }
 
@@ -268,8 +221,14 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.pages.pages_per_sequence = problem.pages.pages_per_sequence;
   params.pages.page_size = problem.pages ? narrow(problem.pages.page_size, "the page size") : 1;
   params.pages.pages = narrow(problem.pages.pages, "the number of pages");
-  bind_mask(params, problem, workspace, stream);
-  if (workspace.counting()) return;
+  if (problem.runs_on_slots()) {
+    SlotCall slots(problem, params, workspace);
+    if (workspace.counting()) return;
+    slots.gather(params, stream);
+  } else {
+    bind_mask(params, problem, workspace, stream);
+    if (workspace.counting()) return;
+  }
   clear_unreached_rows(params, problem.out, false, problem.lse, stream);
   check(kernels.forward(params, stream), "attention forward");
 }
@@ -282,11 +241,17 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   const DeviceGuard guard(problem.device.index);
   const AttentionKernels& kernels = kernels_for(problem);
   BackwardParams params = backward_params(problem);
+  std::optional<SlotCall> slots;
+  if (problem.runs_on_slots()) {
+    slots.emplace(problem, params, workspace);
+    slots->take_gradients(problem, params, workspace);
+  }
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
   const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
-  if (has_scores) bind_mask(params, problem, workspace, stream);
+  if (has_scores && !slots) bind_mask(params, problem, workspace, stream);
   if (workspace.counting()) return;
   if (!has_scores) return backward_without_scores(problem, stream);
+  if (slots) slots->gather(params, stream);
 
   clear_unreached_rows(params, problem.grad_query, false, nullptr, stream);
   clear_unreached_rows(params, problem.grad_key, true, nullptr, stream);
@@ -299,9 +264,12 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   if (problem.grad_query) check(kernels.finish_backward(params, roomy, stream), "the gradient of the query");
   if (params.bias_grad == BiasGradMode::kBatched) {
     check(kernels.bias_gradient(params, stream), "the gradient of the bias");
+  } else if (params.bias_grad == BiasGradMode::kKeys && slots) {
+    slots->reduce_bias_gradient(params, stream);
   } else if (params.bias_grad == BiasGradMode::kKeys || params.bias_grad == BiasGradMode::kRows) {
     check(launch_reduce_bias_gradient(params, stream), "the gradient of the bias");
   }
+  if (slots) slots->scatter(problem, params, stream);
 }
 
 }  // namespace fdma::cuda

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "host/dtype.hpp"
 #include "host/error.hpp"
+#include "host/problem.hpp"
 #include "host/text.hpp"
 #include "kernels/core/params.hpp"
 
@@ -30,6 +32,56 @@ inline int32_t narrow(int64_t value, const char* name) {
     throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: less than ", kLimit));
   }
   return static_cast<int32_t>(value);
+}
+
+inline TensorView tensor_view(const View4& view) {
+  TensorView result;
+  result.data = view.data;
+  result.stride_batch = view.stride[0];
+  result.stride_row = view.stride[1];
+  result.stride_head = view.stride[2];
+  return result;
+}
+
+// Whether every row of the tensor starts at a multiple of `bytes`.
+inline bool rows_aligned(const void* data, int64_t element_bytes, int64_t bytes,
+                         std::initializer_list<int64_t> strides) {
+  bool aligned = reinterpret_cast<uintptr_t>(data) % bytes == 0;
+  for (int64_t stride : strides) aligned = aligned && stride * element_bytes % bytes == 0;
+  return aligned;
+}
+inline bool vector_rows(const View4& view) {
+  return !view || rows_aligned(view.data, 2, 16, {view.stride[0], view.stride[1], view.stride[2]});
+}
+
+inline BiasView bias_view(const BiasProblem& bias, int64_t heads_q) {
+  BiasView view;
+  if (bias.kind == FDMA_BIAS_NONE) return view;
+  view.data = bias.view.data;
+  view.stride_batch = bias.view.stride[0];
+  view.stride_head = bias.view.stride[1];
+  view.stride_row = bias.view.stride[2];
+  view.stride_key = bias.keys == 1 ? 0 : 1;
+  view.heads_per_bias_head = static_cast<int32_t>(heads_q / bias.heads);
+  view.type = element_type(bias.dtype);
+  view.vector_rows =
+      rows_aligned(view.data, element_bytes(view.type), 16, {view.stride_batch, view.stride_head, view.stride_row});
+  return view;
+}
+
+inline SequenceView sequence_view(const AttentionProblem& problem) {
+  const SequenceProblem& given = problem.sequences;
+  SequenceView view;
+  view.max_q = narrow(problem.len_q, "the number of queries");
+  view.max_k = narrow(problem.len_k, "the number of keys");
+  view.cu_q = given.cu_q;
+  view.cu_k = given.cu_k;
+  view.is_64bit = given.is_64bit;
+  view.packed = given.packed;
+  view.paged = static_cast<bool>(problem.pages);
+  view.rows_q = given.rows_q;
+  view.rows_k = given.rows_k;
+  return view;
 }
 
 }  // namespace fdma::cuda

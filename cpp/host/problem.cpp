@@ -13,6 +13,10 @@ std::string score_dims(int64_t batch, int64_t heads, int64_t rows, int64_t keys)
 
 std::string mask_text(const MaskProblem& mask) {
   if (mask.kind == FDMA_MASK_NONE) return "none";
+  if (mask.kind == FDMA_MASK_COLUMNS || mask.kind == FDMA_MASK_INTERVAL) {
+    const int64_t dims[] = {mask.lists.batch, mask.lists.heads, mask.lists.width};
+    return concat(mask.kind == FDMA_MASK_COLUMNS ? "columns " : "interval ", tuple_text(dims, 3));
+  }
   const PackedMaskLayout& layout = mask.layout;
   return concat(mask.kind == FDMA_MASK_DENSE ? "dense " + dtype_name(mask.dtype) : "bits", " ",
                 score_dims(layout.batch, layout.heads, layout.rows, layout.keys));
@@ -34,6 +38,12 @@ std::string sequence_text(const AttentionProblem& problem) {
 }
 
 }  // namespace
+
+bool AttentionProblem::runs_on_slots() const {
+  if (mask.kind != FDMA_MASK_COLUMNS && mask.kind != FDMA_MASK_INTERVAL) return false;
+  const bool shared = mask.lists.heads == 1 || mask.lists.heads == heads_kv;
+  return shared && !sequences && (bias.kind == FDMA_BIAS_NONE || bias.rows == 1);
+}
 
 SequenceExtents AttentionProblem::extents(int64_t b) const {
   if (!sequences) return {b, len_q, len_k, 0, 0};

@@ -10,6 +10,7 @@
 
 #include "fdma/attention.h"
 #include "kernels/policy/mask_bits.hpp"
+#include "kernels/policy/slots.hpp"
 
 namespace fdma {
 
@@ -20,11 +21,21 @@ struct View4 {
   explicit operator bool() const { return data != nullptr; }
 };
 
+// A mask as lists of keys, one for each (batch, head) of the mask: kinds COLUMNS and INTERVAL.
+struct KeyListProblem {
+  const int32_t* data = nullptr;
+  int64_t stride_batch = 0, stride_head = 0;  // elements
+  int64_t batch = 1, heads = 1;               // 1 = broadcast
+  int64_t width = 0;                          // entries of a list
+};
+
 struct MaskProblem {
   fdma_mask_kind kind = FDMA_MASK_NONE;
   View4 dense;  // kind DENSE: (B, H, Q, K), strides of mask heads
   fdma_dtype dtype = FDMA_DTYPE_NONE;
-  PackedMaskLayout layout{};     // any kind but NONE: extents of the mask (batch, heads, rows are 1 or full), keys = Lk
+  PackedMaskLayout layout{};  // any kind but NONE: extents of the mask (batch, heads, rows are 1 or full), keys = Lk;
+                              // of lists: what they expand to
+  KeyListProblem lists;       // kinds COLUMNS and INTERVAL
   const void* packed = nullptr;  // kind BITS: the caller's packed mask
   void* packed_out = nullptr;    // kind DENSE, forward: where the caller wants the packed mask, or null
 };
@@ -82,6 +93,7 @@ struct AttentionProblem {
   View4 query, key, value;
   MaskProblem mask;
   BiasProblem bias;
+  SlotView slots;     // set by backends that put keys into the order of slots: key, value, bias, len_k are then those
   float scale = 0;    // resolved: never FDMA_SCALE_DEFAULT
   float softcap = 0;  // 0 = off
   bool is_causal = false;
@@ -95,6 +107,13 @@ struct AttentionProblem {
   int64_t row_statistic(const SequenceExtents& sequence, int64_t h, int64_t q) const {
     return ((sequences.packed ? 0 : sequence.batch * heads_q) + h) * rows_q() + sequence.q_begin + q;
   }
+  // Whether the mask lists keys and the call can run on those keys alone, in the order of their slots
+  // (policy/slots.hpp): query heads that share a kv head share its list, and the bias is the same for all query rows.
+  bool runs_on_slots() const;
+  // Extents of the bias in the order of slots: one row for every (batch, head) of the bias and every list that it
+  // meets.
+  int64_t slot_bias_batch() const { return bias.batch == 1 && mask.lists.batch == 1 ? 1 : batch; }
+  int64_t slot_bias_heads() const { return bias.heads == heads_q ? heads_q : heads_kv; }
   // Sequence b; where sequences have lengths of their own, of values that the host can read.
   SequenceExtents extents(int64_t b) const;
   std::string describe() const;  // one line for logs and bug reports

@@ -48,8 +48,8 @@ bool is_empty(const fdma_tensor& tensor);
 // placeholder that is never read, so that "given" and "not null" are the same to a backend.
 void* address_of(const fdma_tensor& tensor);
 
-// The view of a tensor of rank 4, or of rank 3 with the batch missing, that has passed the checks. Dimensions of extent 1
-// and a missing one get stride 0.
+// The view of a tensor of rank 4, or of rank 3 with the batch missing, that has passed the checks. Dimensions of extent
+// 1 and a missing one get stride 0.
 View4 view4(const fdma_tensor& tensor);
 
 }  // namespace fdma

@@ -19,6 +19,19 @@ cudaError_t select_sort_bytes(const SelectParams& params, size_t& bytes);
 int64_t select_plane_words(const SelectParams& params);
 cudaError_t launch_select(const SelectParams& params, const SelectScratch& scratch, cudaStream_t stream);
 
+// Slots of a mask, and the tensors of a call in their order and back. See policy/slots.hpp.
+cudaError_t slot_sort_bytes(const KeyListView& mask, size_t& bytes);
+cudaError_t launch_fill_slots(const KeyListView& mask, const SlotTables& tables, const SlotScratch& scratch,
+                              cudaStream_t stream);
+cudaError_t launch_gather_rows(const SlotRowsParams& params, cudaStream_t stream);
+cudaError_t launch_scatter_rows(const SlotRowsParams& params, cudaStream_t stream);
+cudaError_t launch_gather_bias(const SlotBiasParams& params, cudaStream_t stream);
+// Mode kKeys, with slots. `len_k`: keys of the bias.
+cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const int32_t* slot_of_key, int32_t len_k,
+                                             cudaStream_t stream);
+// Lists of keys as a packed mask.
+cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t stream);
+
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);
 

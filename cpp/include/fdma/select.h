@@ -4,9 +4,9 @@
    newer one (the larger index) goes first; -0.0 equals 0.0. A key whose bias is -inf or NaN is never kept and takes
    nobody's place, nor does one whose key_mask is zero. The result is the same on every device, bit for bit.
 
-   INTERVAL, causal: position p chooses among the keys 0 to p. A key that has been pushed out never returns, since the keys
-   that beat it only grow in number. So one number a key says everything: position p keeps key k when k <= p < end[k].
-   A key that no position keeps has end[k] = k, one that is never pushed out has end[k] = Lk.
+   INTERVAL, causal: position p chooses among the keys 0 to p. A key that has been pushed out never returns, since the
+   keys that beat it only grow in number. So one number a key says everything: position p keeps key k when k <= p <
+   end[k]. A key that no position keeps has end[k] = k, one that is never pushed out has end[k] = Lk.
 
    COLUMNS, not causal: every query keeps the same keys, and `columns` lists them in rising order.
 
@@ -25,8 +25,8 @@ typedef struct fdma_select_params {
   uint32_t struct_size; /* set by fdma_select_params_init */
   uint32_t reserved;    /* zero */
   fdma_device device;
-  fdma_tensor bias;         /* (B, H, Lk), FLOAT16, BFLOAT16 or FLOAT32; last stride 1 */
-  fdma_tensor key_mask;     /* optional (B, Lk) of any dtype that a dense mask may have, zero = never kept; last stride 1 */
+  fdma_tensor bias;     /* (B, H, Lk), FLOAT16, BFLOAT16 or FLOAT32; last stride 1 */
+  fdma_tensor key_mask; /* optional (B, Lk) of any dtype that a dense mask may have, zero = never kept; last stride 1 */
   int64_t keep_window_size; /* 1 or more; from Lk on every key is kept */
   int32_t num_threads;      /* CPU only: threads to use, 0 = all that the process may run on. On CUDA it is 0 */
   int32_t reserved1;        /* zero */

@@ -48,15 +48,24 @@ typedef struct fdma_tensor {
 
 typedef enum fdma_mask_kind FDMA_ENUM_TYPE {
   FDMA_MASK_NONE = 0,
-  FDMA_MASK_DENSE = 1, /* `tensor` holds one element a score, non-zero = visible */
-  FDMA_MASK_BITS = 2   /* `tensor` describes the dense shape, its data is a packed mask */
+  FDMA_MASK_DENSE = 1,   /* `tensor` holds one element a score, non-zero = visible */
+  FDMA_MASK_BITS = 2,    /* `tensor` describes the dense shape, its data is a packed mask */
+  FDMA_MASK_COLUMNS = 3, /* `tensor` lists the keys that every query sees */
+  FDMA_MASK_INTERVAL = 4 /* `tensor` holds the position at which each key is pushed out */
 } fdma_mask_kind;
 
 /* Which keys a query may see, beside causality.
    DENSE: `tensor` is ({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1}) of any dtype of fdma_dtype; an element that compares unequal
           to zero is visible (-0.0 is zero, NaN is visible). Stride of the last dimension is 1 (or its extent is 1).
    BITS:  `tensor.shape` is the same broadcast shape with a full last dimension (Lk), `tensor.data` a packed mask that
-          fdma_attention_forward wrote for this shape, dtype FDMA_UINT8, strides ignored. */
+          fdma_attention_forward wrote for this shape, dtype FDMA_UINT8, strides ignored.
+   COLUMNS and INTERVAL are what fdma_select (fdma/select.h) writes, INT32, rank 3, stride of the last dimension 1. They
+   take memory in proportion to the keys, and so does a call with them whose mask has 1 or H_kv heads and whose bias, if
+   there is one, is the same for all query rows; time goes with the keys that are seen. Any other call expands them to
+   bits first.
+   COLUMNS:  ({B|1}, {H|H_kv|1}, W): each list has the keys that are seen; values outside 0 to Lk - 1 (-1) hold a place.
+             With is_causal a query sees those up to its position.
+   INTERVAL: ({B|1}, {H|H_kv|1}, Lk): the query at position p = q + Lk - Lq sees key k when k <= p < end[k]. */
 typedef struct fdma_mask {
   fdma_mask_kind kind;
   fdma_tensor tensor;

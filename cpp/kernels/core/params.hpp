@@ -7,6 +7,7 @@
 
 #include "kernels/policy/mask_bits.hpp"
 #include "kernels/policy/sequence.hpp"
+#include "kernels/policy/slots.hpp"
 
 namespace fdma {
 
@@ -54,6 +55,7 @@ struct AttentionParams {
   bool vector_rows = false;  // every row of query, key, value (and grad_out) starts at a multiple of 16 bytes
   PackedMaskView mask;
   BiasView bias;
+  SlotView slots;  // spans not null: keys and values are in the order of the slots, and mask and bias are in here
 };
 
 // A dense mask and where its packed form goes.

@@ -9,7 +9,8 @@ namespace fdma {
 enum class BiasForm {
   kNone,
   kSame,  // the dtype of the query, staged as it is
-  kFloat  // any dtype, staged as fp32
+  kFloat,  // any dtype, staged as fp32
+  kSlots   // one fp32 value a key, beside the positions that see the key: keys chosen by a mask, see policy/slots.hpp
 };
 
 struct ForwardTile {
@@ -19,7 +20,7 @@ struct ForwardTile {
 
 // Fits 99 KB of shared memory (sm_86, sm_89, sm_120), bias stage included.
 constexpr ForwardTile forward_tile(int head_dim, BiasForm bias) {
-  const bool with_bias = bias != BiasForm::kNone;
+  const bool with_bias = bias == BiasForm::kSame || bias == BiasForm::kFloat;  // a bias with a tile of its own
   if (head_dim <= 64) return {128, with_bias ? 64 : 128, 4, 2};
   if (head_dim <= 128) return {128, 64, 4, 2};
   return {64, with_bias ? 32 : 64, 4, 2};

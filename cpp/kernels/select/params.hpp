@@ -35,4 +35,71 @@ struct SelectScratch {
   size_t sort_bytes = 0;
 };
 
+// A mask as lists of keys, INT32, one list for each (batch, head) of the mask. Interval: end of every key. Columns: the
+// keys that are kept, other values hold a place.
+struct KeyListView {
+  const int32_t* data = nullptr;
+  int64_t stride_batch = 0, stride_head = 0;  // elements
+  int32_t batch = 1, heads = 1;               // of the mask: 1 = broadcast
+  int32_t keys = 0;                           // Lk
+  int32_t width = 0;                          // entries of a list
+  bool is_interval = false;
+  bool is_causal = false;
+
+  FDMA_HOST_DEVICE int64_t lists() const { return static_cast<int64_t>(batch) * heads; }
+  // `head`: of the mask.
+  FDMA_HOST_DEVICE int64_t list(int64_t b, int64_t head) const {
+    return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : head);
+  }
+  FDMA_HOST_DEVICE const int32_t* row(int64_t list) const {
+    return data + list / heads * stride_batch + list % heads * stride_head;
+  }
+};
+
+// What launch_fill_slots writes. `slots`: of a list, a multiple of kSlotPadding.
+struct SlotTables {
+  int32_t slots = 0;
+  int32_t* keys = nullptr;         // [list][slots]: -1 where there is none
+  Span* spans = nullptr;           // [list][slots]
+  SpanSummary* groups = nullptr;   // [list][slots / kSlotGroup]
+  int32_t* slot_of_key = nullptr;  // [list][keys]: -1 for a hidden key
+};
+struct SlotScratch {         // interval form only
+  uint32_t* places[2] = {};  // [list][keys]
+  int32_t* keys[2] = {};
+  void* sort = nullptr;
+  size_t sort_bytes = 0;
+};
+
+// A key-like tensor in natural order, (B, len_k, heads, D), and in the order of slots, whose rows are aligned.
+struct SlotRowsParams {
+  TensorView natural, slotted;
+  int32_t batch = 0, heads = 0, slots = 0, len_k = 0, head_dim = 0;
+  int32_t list_stride_batch = 0, list_stride_head = 0;
+  const int32_t* keys = nullptr;         // gather
+  const int32_t* slot_of_key = nullptr;  // scatter
+  bool gaps = false;                     // keys may follow -1 in a list
+  bool vector = false;                   // natural rows start at multiples of 16 bytes
+};
+
+struct SlotBiasParams {
+  BiasView bias;
+  float* target = nullptr;       // (batch, heads, slots)
+  int32_t batch = 1, heads = 1;  // rows of the target
+  int32_t heads_per_row = 1;     // query heads that share a row of the target
+  int32_t group = 1, slots = 0;
+  int32_t list_stride_batch = 0, list_stride_head = 0;
+  const int32_t* keys = nullptr;
+};
+
+// A packed mask from lists of keys.
+struct ExpandParams {
+  PackedMaskLayout layout;
+  KeyListView mask;
+  SequenceView sequences;
+  const int32_t* slot_of_key = nullptr;  // columns; null for an interval
+  uint32_t* rows = nullptr;
+  uint32_t* tiles = nullptr;
+};
+
 }  // namespace fdma

@@ -78,7 +78,7 @@ template <typename Traits, int kM, int kN>
 FDMA_DEVICE void scores_to_weights(float (&x)[kM][kN][4], const float2 (&stats)[kM][2],
                                    const BackwardContext<Traits>& c, int m, int stage) {
   const BackwardParams& p = c.p;
-  const bool folded = !Traits::kBiased && c.unit.foldable();
+  const bool folded = !Traits::kBiased && c.unit.foldable() && (!Traits::kSlots || p.slots.bias == nullptr);
   if (!folded) c.unit.to_bits(x);
   if constexpr (Traits::kBiased)
     Traits::Bias::add(x, c.smem + Traits::kBiasOffset, c.score_row(), c.score_col(), c.lane);
@@ -90,6 +90,13 @@ FDMA_DEVICE void scores_to_weights(float (&x)[kM][kN][4], const float2 (&stats)[
                     c.score_col() % 32);
   }
   const int row0 = m * Traits::kQueries + c.score_row();
+  if constexpr (Traits::kSlots) {
+    const int first = row0 + p.slots.shift;
+    const SpanSummary spans = tile_summary<Traits::kKeys>(c.block.slot_groups(), c.block.n);
+    Traits::Bias::apply(x, c.smem + Traits::kBiasOffset, first, c.score_col(),
+                        !spans.all(first, first + Traits::kScoreRows - 1), c.lane);
+    return weights_from_bits(x, stats, folded ? c.unit.scale_log2 : 1.f);
+  }
   const int col0 = c.block.k() + c.score_col();
   if (col0 + Traits::kScoreCols > key_limit(row0, c.block.sequence.len_q, c.block.sequence.len_k, p.is_causal)) {
     apply_key_limit(x, row0, col0, c.block.sequence.len_q, c.block.sequence.len_k, p.is_causal, c.lane);
@@ -249,7 +256,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
   float grad_key[kKeyM][kKeyN][4], grad_value[kKeyM][kKeyN][4];
   clear(grad_key);
   clear(grad_value);
-  if (Traits::kBiased && p.bias_grad == BiasGradMode::kKeys) {
+  if (Traits::kBiasGrad && p.bias_grad == BiasGradMode::kKeys) {
     float* sums = reinterpret_cast<float*>(smem_bytes + Traits::kColumnSumOffset);
     for (int k = thread; k < Traits::kScoreWarpsQ * Traits::kKeys; k += Traits::kThreads) sums[k] = 0.f;
   }
@@ -258,6 +265,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
   walk.advance();
   if (!walk.done()) {
     loader.load_key_value();
+    loader.load_slots(walk.h);
     loader.load_query(walk.h, walk.m, 0);
     loader.load_grad_out(walk.h, walk.m, 0);
     copy_async_commit();
@@ -301,7 +309,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
     if constexpr (Traits::kBias == BiasForm::kFloat) __syncthreads();  // the bias covers P and dS of other warps
     store_accumulator<typename Traits::T, typename Traits::ScoreTile>(smem + Traits::kWeightOffset, weights,
                                                                       c.score_row(), c.score_col(), 1.f, c.lane);
-    if constexpr (Traits::kBiased) emit_bias_gradient(grad_scores, c, h, m);
+    if constexpr (Traits::kBiasGrad) emit_bias_gradient(grad_scores, c, h, m);
     if (unit.capped()) apply_softcap_gradient(grad_scores, weights, c, stage);
     store_accumulator<typename Traits::T, typename Traits::ScoreTile>(smem + Traits::kGradScoreOffset, grad_scores,
                                                                       c.score_row(), c.score_col(), 1.f, c.lane);
@@ -316,7 +324,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
 
     if (wants_grad_query) add_query_gradient(c, h, m);
     if (wants_grad_key) add_key_product(grad_key, c, smem + Traits::kGradScoreOffset, c.query_stage(stage));
-    if (Traits::kBiased && p.bias_grad == BiasGradMode::kKeys && (!more || walk.h != h)) flush_column_sums(c, h);
+    if (Traits::kBiasGrad && p.bias_grad == BiasGradMode::kKeys && (!more || walk.h != h)) flush_column_sums(c, h);
 
     if (Traits::kBiased || kStages == 1) {
       __syncthreads();  // nobody still reads Q and dS
@@ -327,6 +335,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
       if (more) loader.load_bias(walk.h, walk.m);
     }
     copy_async_commit();
+    if (Traits::kSlots && more && walk.h != h) loader.load_slots(walk.h);
     stage = kStages == 2 ? stage ^ 1 : 0;
   }
 

@@ -17,6 +17,7 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
 
 template <typename T, int kHeadDim, bool kRoomy>
 cudaError_t launch_backward_sized(const BackwardParams& p, cudaStream_t stream) {
+  if (p.slots.spans != nullptr) return launch_backward_variant<T, kHeadDim, kRoomy, BiasForm::kSlots>(p, stream);
   switch (bias_form<T>(p.bias)) {
     case BiasForm::kNone:
       return launch_backward_variant<T, kHeadDim, kRoomy, BiasForm::kNone>(p, stream);

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "kernels/policy/mask.cuh"
-#include "kernels/sm80/bias_stage.cuh"
 #include "kernels/sm80/bwd_query_sum.cuh"
+#include "kernels/sm80/slot_stage.cuh"
 
 namespace fdma::sm80 {
 
@@ -13,7 +13,9 @@ struct BackwardTraits {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr BiasForm kBias = kBias_;
-  static constexpr bool kBiased = kBias != BiasForm::kNone;
+  static constexpr bool kSlots = kBias == BiasForm::kSlots;
+  static constexpr bool kBiased = kBias == BiasForm::kSame || kBias == BiasForm::kFloat;
+  static constexpr bool kBiasGrad = kBias != BiasForm::kNone;  // there may be a gradient of the bias
   static constexpr BackwardTile kTile = backward_tile(kHeadDim, kRoomy_);
   static constexpr int kQueries = kTile.queries, kKeys = kTile.keys;
   static constexpr int kWarps = kTile.warps, kThreads = kWarps * 32;
@@ -38,11 +40,13 @@ struct BackwardTraits {
   static constexpr int kGradOutOffset = kQueryOffset + kStages * QueryTile::kBytes;
   static constexpr int kGradScoreOffset = kGradOutOffset + kStages * QueryTile::kBytes;  // dS
   static constexpr int kWeightOffset = kGradScoreOffset + ScoreTile::kBytes;             // P
-  static constexpr int kBiasOffset = kGradScoreOffset;  // 16-bit bias where dS will be, fp32 over dS and P
   static constexpr int kMaskOffset = kWeightOffset + ScoreTile::kBytes;
   static constexpr int kColumnSumOffset = kMaskOffset + kStages * Mask::kBytes;
   static constexpr int kSequenceOffset = kColumnSumOffset + kScoreWarpsQ * kKeys * 4;
-  static constexpr int kSharedBytes = kSequenceOffset + static_cast<int>(sizeof(Sequence));
+  static constexpr int kSlotOffset = kSequenceOffset + round_up(static_cast<int>(sizeof(Sequence)), 16);
+  // A tile of bias lies where dS will be, fp32 over dS and P; slots stay for the whole walk.
+  static constexpr int kBiasOffset = kSlots ? kSlotOffset : kGradScoreOffset;
+  static constexpr int kSharedBytes = kSlotOffset + (kSlots ? Bias::kBytes : 0);
 };
 
 // Where a block works and which query tiles it has to visit.
@@ -64,6 +68,19 @@ struct BackwardBlock {
     first_tile =
         static_cast<int>(first_query_of_key(k(), sequence.len_q, sequence.len_k, p.is_causal)) / Traits::kQueries;
     if (k() >= sequence.len_k) first_tile = tile_count;
+    if constexpr (Traits::kSlots) {
+      const SpanSummary spans = tile_summary<Traits::kKeys>(slot_groups(), n);
+      // Begin and end may be the ends of 32 bits.
+      const auto begin = static_cast<int>(
+          min_of<int64_t>(sequence.len_q, max_of<int64_t>(0, static_cast<int64_t>(spans.first_begin) - p.slots.shift)));
+      const auto end = static_cast<int>(
+          max_of<int64_t>(0, min_of<int64_t>(sequence.len_q, static_cast<int64_t>(spans.last_end) - p.slots.shift)));
+      first_tile = begin / Traits::kQueries;
+      tile_count = begin < end ? ceil_div(end, Traits::kQueries) : first_tile;
+    }
+  }
+  FDMA_DEVICE const SpanSummary* slot_groups() const {
+    return p.slots.groups + p.slots.list(b, kv_head) * (p.slots.slots / kSlotGroup);
   }
   FDMA_DEVICE int k() const { return n * Traits::kKeys; }
   // Of the sequence, in scratch.
@@ -104,6 +121,16 @@ struct BackwardLoader {
         smem + Traits::kGradOutOffset + stage * Traits::QueryTile::kBytes,
         p.grad_out.at<const T>(block.b, h, block.sequence.q_begin + q), p.grad_out.stride_row, block.sequence.len_q - q,
         p.head_dim, p.vector_rows, thread);
+  }
+  // Spans and biases of the block's slots for head h.
+  FDMA_DEVICE void load_slots(int h) const {
+    if constexpr (Traits::kSlots) {
+      const SlotView& slots = p.slots;
+      const float* bias = slots.bias == nullptr ? nullptr : slots.bias + slots.bias_row(block.b, h) * slots.slots;
+      Traits::Bias::template load<false>(smem + Traits::kBiasOffset,
+                                         slots.spans + slots.list(block.b, block.kv_head) * slots.slots, bias, block.n,
+                                         thread);
+    }
   }
   FDMA_DEVICE void load_bias(int h, int m) const {
     if constexpr (Traits::kBiased) {
@@ -213,6 +240,12 @@ FDMA_DEVICE int live_key_tiles(const BackwardParams& p, int b, int h, int m, int
 // How many key tiles add to query tile m before tile n does.
 template <typename Traits>
 FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Traits>& block, int h, int m) {
+  if constexpr (Traits::kSlots) {
+    const int first = m * Traits::kQueries;
+    const int last = min_of(first + Traits::kQueries, block.sequence.len_q) - 1;
+    const LiveSlotTiles<Traits::kKeys> live{block.slot_groups(), first + p.slots.shift, last + p.slots.shift};
+    return live.count_from(block.n + 1, p.slots.slots / Traits::kKeys);
+  }
   const int end =
       static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.sequence.len_q,
                                       block.sequence.len_k, p.is_causal, Traits::kKeys));

@@ -9,7 +9,7 @@
 #include "kernels/policy/mask.cuh"
 #include "kernels/policy/score.cuh"
 #include "kernels/policy/softmax.cuh"
-#include "kernels/sm80/bias_stage.cuh"
+#include "kernels/sm80/slot_stage.cuh"
 
 namespace fdma::sm80 {
 
@@ -19,7 +19,8 @@ struct ForwardTraits {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kMasked = kMasked_;
   static constexpr BiasForm kBias = kBias_;
-  static constexpr bool kBiased = kBias != BiasForm::kNone;
+  static constexpr bool kSlots = kBias == BiasForm::kSlots;
+  static constexpr bool kBiased = kBias == BiasForm::kSame || kBias == BiasForm::kFloat;
   static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBias);
   static constexpr int kQueries = kTile.queries, kKeys = kTile.keys;
   static constexpr int kThreads = kTile.warps * 32;
@@ -72,6 +73,10 @@ class ForwardLoader {
         key_(p.key.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.sequence.k_begin)),
         value_(p.value.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.sequence.k_begin)) {
     if constexpr (Traits::kBiased) bias_element_ = p.bias.offset(block.b, block.h, block.q);
+    if constexpr (Traits::kSlots) {
+      spans_ = p.slots.spans + p.slots.list(block.b, block.kv_head) * p.slots.slots;
+      if (p.slots.bias != nullptr) slot_bias_ = p.slots.bias + p.slots.bias_row(block.b, block.h) * p.slots.slots;
+    }
     if constexpr (Traits::kMasked)
       mask_ = Traits::Mask::source(p.mask, block.b, block.h, block.q, block.sequence.len_q, thread);
   }
@@ -90,6 +95,8 @@ class ForwardLoader {
                                   block_.sequence.len_k - k);
       Traits::Bias::load(smem_ + Traits::kBiasOffset, source, thread_);
     }
+    if constexpr (Traits::kSlots)
+      Traits::Bias::template load<true>(smem_ + Traits::kBiasOffset, spans_, slot_bias_, n, thread_);
     if constexpr (Traits::kMasked) Traits::Mask::load(smem_ + Traits::kMaskOffset, mask_, k, thread_);
   }
   FDMA_DEVICE void load_value(int n) const { load_rows(Traits::kValueOffset, value_, p_.value, n * Traits::kKeys); }
@@ -115,6 +122,8 @@ class ForwardLoader {
   const T *key_, *value_;           // row 0 of the kv head
   int64_t bias_element_ = 0;        // of (b, h, q, 0)
   const uint32_t* mask_ = nullptr;  // word 0 of the thread's row
+  const Span* spans_ = nullptr;     // of the kv head's slots
+  const float* slot_bias_ = nullptr;
 };
 
 // Turns q.k into what the softmax takes: scale and softcap unless it folds the scale, bias, mask, key limit.
@@ -130,6 +139,13 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
     apply_mask_bits(scores, bits + warp_row * Traits::Mask::kWords, Traits::Mask::kWords, lane);
   }
   const int row0 = block.q + warp_row;
+  if constexpr (Traits::kSlots) {
+    const SlotView& slots = p.slots;
+    const SpanSummary* groups = slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup);
+    const int first = row0 + slots.shift;
+    const bool partial = !tile_summary<Traits::kKeys>(groups, n).all(first, first + Traits::kWarpRows - 1);
+    return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, first, 0, partial, lane);
+  }
   const int col0 = n * Traits::kKeys;
   if (col0 + Traits::kKeys > key_limit(row0, block.sequence.len_q, block.sequence.len_k, p.is_causal)) {
     apply_key_limit(scores, row0, col0, block.sequence.len_q, block.sequence.len_k, p.is_causal, lane);
@@ -176,6 +192,31 @@ FDMA_DEVICE void store_result(const OnlineSoftmax<kM>& softmax, const float (&ou
                                            lane);
 }
 
+// The key tiles that the block visits, from the last one down.
+template <typename Traits>
+class LiveTiles {
+ public:
+  FDMA_DEVICE LiveTiles(const ForwardParams& p, const ForwardBlock& block)
+      : bits_(p.mask, block.b, block.h, block.q, block.sequence.len_q) {
+    if constexpr (Traits::kSlots) {
+      const SlotView& slots = p.slots;
+      const int last = min_of(block.q + Traits::kQueries, block.sequence.len_q) - 1;
+      slots_ = {slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup), block.q + slots.shift,
+                last + slots.shift};
+    }
+  }
+  // The highest one that is not above n, or -1.
+  FDMA_DEVICE int next(int n) {
+    if constexpr (Traits::kSlots) return slots_.next(n);
+    if constexpr (Traits::kMasked) return bits_.next(n);
+    return n;
+  }
+
+ private:
+  LiveKeyTiles<Traits::kQueries, Traits::kKeys> bits_;
+  LiveSlotTiles<Traits::kKeys> slots_;
+};
+
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
     forward_kernel(const __grid_constant__ ForwardParams p) {
@@ -189,16 +230,18 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   const ForwardLoader<Traits> loader(p, block, smem, thread);
 
   const ScoreUnit unit(p.scale, p.softcap);
-  const bool folded = !Traits::kBiased && unit.foldable();
+  const bool folded = !Traits::kBiased && unit.foldable() && (!Traits::kSlots || p.slots.bias == nullptr);
   OnlineSoftmax<kM> softmax(folded ? unit.scale_log2 : 1.f);
   float out[kM][kNO][4];
   clear(out);
 
-  LiveKeyTiles<Traits::kQueries, Traits::kKeys> live(p.mask, block.b, block.h, block.q, block.sequence.len_q);
-  int n = static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.sequence.len_q, block.sequence.len_k,
-                                          p.is_causal, Traits::kKeys)) -
-          1;
-  if constexpr (Traits::kMasked) n = live.next(n);
+  LiveTiles<Traits> live(p, block);
+  const int key_tiles = Traits::kSlots
+                            ? p.slots.slots / Traits::kKeys
+                            : static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.sequence.len_q,
+                                                              block.sequence.len_k, p.is_causal, Traits::kKeys));
+  int n = key_tiles - 1;
+  n = live.next(n);
 
   loader.load_query();
   if (n >= 0) loader.load_key(n);
@@ -210,7 +253,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
 
   while (n >= 0) {
     int following = n - 1;
-    if constexpr (Traits::kMasked) following = live.next(following);
+    following = live.next(following);
     copy_async_wait<0>();
     __syncthreads();  // K(n), bias and mask are there; no warp still reads the previous V
     loader.load_value(n);

@@ -34,6 +34,7 @@ cudaError_t launch_forward_masked(const ForwardParams& p, cudaStream_t stream) {
 
 template <typename T, int kHeadDim>
 cudaError_t launch_forward(const ForwardParams& p, cudaStream_t stream) {
+  if (p.slots.spans != nullptr) return launch_forward_variant<T, kHeadDim, false, BiasForm::kSlots>(p, stream);
   return p.has_mask ? launch_forward_masked<T, kHeadDim, true>(p, stream)
                     : launch_forward_masked<T, kHeadDim, false>(p, stream);
 }

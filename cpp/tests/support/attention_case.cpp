@@ -148,6 +148,7 @@ void AttentionCall::make_inputs(std::mt19937_64& random) {
   if (c_.mask_dtype != FDMA_DTYPE_NONE) {
     mask_ = score_tensor(c_.mask_dtype, c_.mask_shape);
     fill_mask(mask_, c_.mask_pattern, random);
+    if (c_.has_lists()) make_lists(random);
   }
   if (c_.bias_dtype != FDMA_DTYPE_NONE) {
     bias_ = score_tensor(c_.bias_dtype, c_.bias_shape);
@@ -165,6 +166,34 @@ void AttentionCall::make_inputs(std::mt19937_64& random) {
     cu_seqlens_k_ = Tensor(c_.spec.offsets, {c_.batch + 1});
     fill_values(cu_seqlens_q_, offsets_of(c_.spec.len_q));
     fill_values(cu_seqlens_k_, offsets_of(c_.spec.len_k));
+  }
+}
+
+// Lists of keys, and what they mean in the dense mask, which the reference takes.
+void AttentionCall::make_lists(std::mt19937_64& random) {
+  const bool is_interval = c_.list_kind == FDMA_MASK_INTERVAL;
+  const int64_t batch = c_.list_batch == Extent::kOne ? 1 : c_.batch, heads = mask_.shape()[1];
+  const int64_t width = is_interval ? c_.len_k : c_.len_k / 3 + 5;
+  lists_ = Tensor(FDMA_INT32, {batch, heads, width}, Layout::kMisaligned);
+  for (int64_t i = 0; i < lists_.size(); ++i) {
+    const auto k = i % width;
+    // Keys that nobody sees, that are pushed out soon, later and never; columns that repeat and that name no key.
+    const int64_t ends[] = {k, k - 3, k + 1 + static_cast<int64_t>(random() % 9), c_.len_k, c_.len_k + 7};
+    const int64_t column = static_cast<int64_t>(random() % static_cast<uint64_t>(c_.len_k + 9)) - 4;
+    const int64_t later = k + static_cast<int64_t>(random() % 300);
+    lists_.set(i, static_cast<double>(!is_interval ? column : random() % 3 == 0 ? ends[random() % 5] : later));
+  }
+  for (int64_t i = 0; i < mask_.size(); ++i) mask_.set(i, 0.0);
+  for (int64_t b = 0; b < c_.batch; ++b) {
+    const ReferenceSequence& s = places_[static_cast<size_t>(b)];
+    for (int64_t i = 0; i < heads * s.len_q * width; ++i) {
+      const int64_t h = i / width / s.len_q, q = i / width % s.len_q, entry = i % width;
+      const auto value = static_cast<int64_t>(lists_.get(((batch == 1 ? 0 : b) * heads + h) * width + entry));
+      const int64_t position = q + s.len_k - s.len_q;
+      const int64_t k = is_interval ? entry : value;
+      const bool seen = is_interval ? k <= position && position < value : true;
+      if (seen && k >= 0 && k < s.len_k) mask_.set(((b * heads + h) * c_.len_q + q) * c_.len_k + k, 1.0);
+    }
   }
 }
 
@@ -202,7 +231,7 @@ void AttentionCall::make_outputs() {
   const auto writable = [](Layout layout) { return layout == Layout::kExpanded ? Layout::kContiguous : layout; };
   out_ = Tensor(dtype_, query_shape(), writable(c_.query_layout));
   lse_ = Tensor(FDMA_FLOAT32, lse_shape());
-  if (mask_.given()) {
+  if (mask_.given() && !c_.has_lists()) {
     size_t bytes = 0;
     fdma_tensor dense{};
     dense.rank = 4;
@@ -224,8 +253,8 @@ void AttentionCall::set_offsets(const std::vector<int64_t>& q, const std::vector
 }
 
 std::vector<Tensor*> AttentionCall::all_inputs() {
-  return {&query_,    &key_,      &value_,        &mask_,         &bias_,
-          &grad_out_, &grad_lse_, &cu_seqlens_q_, &cu_seqlens_k_, &block_table_};
+  return {&query_,    &key_,          &value_,        &mask_,        &bias_, &grad_out_,
+          &grad_lse_, &cu_seqlens_q_, &cu_seqlens_k_, &block_table_, &lists_};
 }
 
 std::vector<Tensor*> AttentionCall::all_outputs() {
@@ -272,6 +301,7 @@ void AttentionCall::fill_inputs(Params& params) const {
   params.key = key_.describe();
   params.value = value_.describe();
   if (mask_.given()) params.mask = {FDMA_MASK_DENSE, mask_.describe()};
+  if (c_.has_lists()) params.mask = {c_.list_kind, lists_.describe()};
   if (bias_.given()) params.bias = {FDMA_BIAS_DENSE, bias_.describe()};
   params.scale = c_.scale;
   params.softcap = c_.softcap;

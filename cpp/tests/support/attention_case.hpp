@@ -48,6 +48,8 @@ struct AttentionCase {
   fdma_dtype mask_dtype = FDMA_DTYPE_NONE;  // NONE: no mask
   ScoreShape mask_shape;
   MaskPattern mask_pattern = MaskPattern::kRandom;
+  fdma_mask_kind list_kind = FDMA_MASK_NONE;  // COLUMNS or INTERVAL: the mask is given as lists of keys
+  Extent list_batch = Extent::kFull;
   fdma_dtype bias_dtype = FDMA_DTYPE_NONE;  // NONE: no bias
   ScoreShape bias_shape;
   bool bias_hides = false;  // one bias element in eight is -inf
@@ -75,6 +77,11 @@ struct AttentionCase {
   AttentionCase& mask(fdma_dtype dtype, ScoreShape shape = {}, MaskPattern pattern = MaskPattern::kRandom) {
     return mask_dtype = dtype, mask_shape = shape, mask_pattern = pattern, *this;
   }
+  // A mask that lists keys, with lists for these batches and heads.
+  AttentionCase& lists(fdma_mask_kind kind, Extent of_batch = Extent::kFull, Extent of_heads = Extent::kKvHeads) {
+    mask(FDMA_BOOL, {Extent::kFull, of_heads, Extent::kFull, Extent::kFull});
+    return list_kind = kind, list_batch = of_batch, *this;
+  }
   AttentionCase& bias(fdma_dtype dtype, ScoreShape shape = {}) { return bias_dtype = dtype, bias_shape = shape, *this; }
   AttentionCase& hiding_bias() { return bias_hides = true, *this; }
   AttentionCase& bits() { return keep_bits = true, *this; }
@@ -85,6 +92,7 @@ struct AttentionCase {
 
   bool packed() const { return has_sequences && !spec.padded; }
   bool paged() const { return spec.page_size > 0; }
+  bool has_lists() const { return list_kind != FDMA_MASK_NONE; }
   bool has_gradients() const { return query_grad || key_grad || value_grad || bias_grad; }
   // Rows of query-like and key-like tensors: of all sequences when packed, else of a batch entry.
   int64_t rows_q() const;
@@ -128,6 +136,7 @@ class AttentionCall {
 
   void make_pages(std::mt19937_64& random);
   void make_inputs(std::mt19937_64& random);
+  void make_lists(std::mt19937_64& random);
   void make_outputs();
   void erase_unread();
   int64_t key_row(int64_t b, int64_t k) const;
@@ -156,7 +165,7 @@ class AttentionCall {
   std::vector<ReferenceSequence> places_;
   std::vector<std::vector<int64_t>> pages_of_;  // of each sequence, in the order of its keys
   int64_t page_count_ = 0;
-  Tensor query_, key_, value_, mask_, bias_, grad_out_, grad_lse_, cu_seqlens_q_, cu_seqlens_k_, block_table_;
+  Tensor query_, key_, value_, mask_, bias_, grad_out_, grad_lse_, cu_seqlens_q_, cu_seqlens_k_, block_table_, lists_;
   Tensor out_, lse_, packed_mask_, grad_query_, grad_key_, grad_value_, grad_bias_;
   DeviceMemory forward_workspace_, backward_workspace_;
   size_t forward_bytes_ = 0, backward_bytes_ = 0;

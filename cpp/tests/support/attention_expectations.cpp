@@ -130,7 +130,7 @@ std::vector<AttentionCall::Bit> AttentionCall::expected_bits(const PackedMaskLay
 }
 
 void AttentionCall::expect_packed_mask_matches() {
-  if (!mask_.given()) return;
+  if (!packed_mask_.given()) return;
   const Shape& s = mask_.shape();
   const PackedMaskLayout layout{s[0], s[1], s[2], c_.len_k};
   ASSERT_EQ(layout.bytes(), packed_mask_.size());

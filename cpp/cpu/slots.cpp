@@ -1,0 +1,232 @@
+#include "cpu/slots.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cpu/tensor_rows.hpp"
+#include "cpu/tile_kernels.hpp"
+#include "host/dtype.hpp"
+
+namespace fdma::cpu {
+namespace {
+
+bool is_interval(const AttentionProblem& problem) { return problem.mask.kind == FDMA_MASK_INTERVAL; }
+
+const int32_t* list_data(const AttentionProblem& problem, int64_t list) {
+  const KeyListProblem& lists = problem.mask.lists;
+  return lists.data + list / lists.heads * lists.stride_batch + list % lists.heads * lists.stride_head;
+}
+
+}  // namespace
+
+SlotCall::SlotCall(const AttentionProblem& problem, Workspace& workspace) {
+  const KeyListProblem& lists = problem.mask.lists;
+  slots_ = round_up<int64_t>(lists.width, kSlotPadding);
+  lists_ = lists.batch * lists.heads;
+  keys_ = workspace.take<int32_t>(lists_ * slots_);
+  spans_ = workspace.take<Span>(lists_ * slots_);
+  groups_ = workspace.take<SpanSummary>(lists_ * (slots_ / kSlotGroup));
+  slot_of_key_ = workspace.take<int32_t>(lists_ * problem.len_k);
+  const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
+  const int64_t tensor_bytes = problem.batch * problem.heads_kv * slots_ * row_bytes;
+  key_ = workspace.take<char>(tensor_bytes);
+  value_ = workspace.take<char>(tensor_bytes);
+  if (problem.bias.kind != FDMA_BIAS_NONE) {
+    bias_ = workspace.take<float>(problem.slot_bias_batch() * problem.slot_bias_heads() * slots_);
+  }
+  view_.spans = spans_;
+  view_.groups = groups_;
+  view_.slots = static_cast<int32_t>(slots_);
+  view_.shift = static_cast<int32_t>(problem.len_k - problem.len_q);
+  view_.list_stride_batch = lists.batch == 1 ? 0 : static_cast<int32_t>(lists.heads);
+  view_.list_stride_head = lists.heads == 1 ? 0 : 1;
+}
+
+void SlotCall::take_gradients(const BackwardProblem& problem, Workspace& workspace) {
+  const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
+  const int64_t tensor_bytes = problem.batch * problem.heads_kv * slots_ * row_bytes;
+  if (problem.grad_key) grad_key_ = workspace.take<char>(tensor_bytes);
+  if (problem.grad_value) grad_value_ = workspace.take<char>(tensor_bytes);
+  if (problem.grad_bias != nullptr) {
+    grad_bias_ = workspace.take<float>(problem.slot_bias_batch() * problem.slot_bias_heads() * slots_);
+  }
+}
+
+View4 SlotCall::rows_view(const AttentionProblem& problem, char* data) const {
+  View4 view;
+  view.data = data;
+  const int64_t head = slots_ * problem.head_dim;
+  view.stride = {problem.heads_kv * head, problem.head_dim, head, 1};
+  return view;
+}
+
+void SlotCall::describe(AttentionProblem& problem) const {
+  const int64_t bias_batch = problem.slot_bias_batch(), bias_heads = problem.slot_bias_heads();
+  problem.key = rows_view(problem, key_);
+  problem.value = rows_view(problem, value_);
+  problem.len_k = slots_;
+  problem.is_causal = false;  // the spans say it
+  problem.mask = MaskProblem{};
+  problem.slots = view_;
+  if (bias_ == nullptr) return;
+  problem.bias.view.data = bias_;
+  problem.bias.view.stride = {bias_batch == 1 ? 0 : bias_heads * slots_, slots_, 0, 1};
+  problem.bias.dtype = FDMA_FLOAT32;
+  problem.bias.batch = bias_batch;
+  problem.bias.heads = bias_heads;
+  problem.bias.keys = slots_;
+}
+
+ForwardProblem SlotCall::on_slots(const ForwardProblem& problem) const {
+  ForwardProblem result = problem;
+  describe(result);
+  return result;
+}
+
+BackwardProblem SlotCall::on_slots(const BackwardProblem& problem) const {
+  BackwardProblem result = problem;
+  describe(result);
+  if (problem.grad_key) result.grad_key = rows_view(problem, grad_key_);
+  if (problem.grad_value) result.grad_value = rows_view(problem, grad_value_);
+  if (problem.grad_bias != nullptr) result.grad_bias = grad_bias_;
+  return result;
+}
+
+void SlotCall::gather(const AttentionProblem& problem) const {
+  for (int64_t list = 0; list < lists_; ++list) fill_list(problem, list);
+  gather_rows(problem, problem.key, key_);
+  gather_rows(problem, problem.value, value_);
+  if (bias_ != nullptr) gather_bias(problem);
+}
+
+// As the kernels of select/slots.cu.
+void SlotCall::fill_list(const AttentionProblem& problem, int64_t list) const {
+  const int32_t* data = list_data(problem, list);
+  const auto len_k = static_cast<int32_t>(problem.len_k);
+  int32_t* keys = keys_ + list * slots_;
+  Span* spans = spans_ + list * slots_;
+  std::fill_n(keys, slots_, -1);
+  std::fill_n(spans, slots_, kNoSpan);
+  int32_t* slot_of_key = slot_of_key_ + list * len_k;
+  std::fill_n(slot_of_key, len_k, -1);
+  const auto take = [&](int64_t slot, int32_t key, Span span) {
+    keys[slot] = key;
+    spans[slot] = span;
+    slot_of_key[key] = static_cast<int32_t>(slot);
+  };
+  if (is_interval(problem)) {
+    const SlotOrder order(len_k);
+    std::vector<std::pair<uint32_t, int32_t>> places;
+    for (int32_t k = 0; k < len_k; ++k) {
+      const int32_t end = min_of(data[k], len_k);
+      if (end > k) places.emplace_back(order.place(k, end), k);
+    }
+    std::sort(places.begin(), places.end());
+    for (size_t slot = 0; slot < places.size(); ++slot) {
+      const int32_t key = places[slot].second;
+      take(static_cast<int64_t>(slot), key, {key, min_of(data[key], len_k)});
+    }
+  } else {
+    for (int64_t column = 0; column < problem.mask.lists.width; ++column) {
+      const int32_t key = data[column];
+      if (key < 0 || key >= len_k || slot_of_key[key] >= 0) continue;  // a key that is listed twice is seen once
+      take(column, key, {problem.is_causal ? key : INT32_MIN, INT32_MAX});
+    }
+  }
+  for (int64_t group = 0; group < slots_ / kSlotGroup; ++group) {
+    const Span* first = spans + group * kSlotGroup;
+    SpanSummary summary{first->begin, first->end, first->begin, first->end};
+    for (int i = 1; i < kSlotGroup; ++i) {
+      summary.add({first[i].begin, first[i].end, first[i].begin, first[i].end});
+    }
+    groups_[list * (slots_ / kSlotGroup) + group] = summary;
+  }
+}
+
+void SlotCall::gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const {
+  const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    for (int64_t h = 0; h < problem.heads_kv; ++h) {
+      const int32_t* keys = keys_ + list_of(b, h) * slots_;
+      char* head = slotted + (b * problem.heads_kv + h) * slots_ * row_bytes;
+      for (int64_t slot = 0; slot < slots_; ++slot) {
+        char* target = head + slot * row_bytes;
+        if (keys[slot] < 0) {
+          std::memset(target, 0, static_cast<size_t>(row_bytes));
+        } else {
+          std::memcpy(target, tensor_rows(problem, natural, b, keys[slot], h, 1).data, static_cast<size_t>(row_bytes));
+        }
+      }
+    }
+  }
+}
+
+void SlotCall::scatter_rows(const BackwardProblem& problem, const View4& natural, const char* slotted) const {
+  const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    for (int64_t h = 0; h < problem.heads_kv; ++h) {
+      const int32_t* slot_of_key = slot_of_key_ + list_of(b, h) * problem.len_k;
+      const char* head = slotted + (b * problem.heads_kv + h) * slots_ * row_bytes;
+      for (int64_t k = 0; k < problem.len_k; ++k) {
+        void* target = tensor_rows(problem, natural, b, k, h, 1).data;
+        if (slot_of_key[k] < 0) {
+          std::memset(target, 0, static_cast<size_t>(row_bytes));
+        } else {
+          std::memcpy(target, head + slot_of_key[k] * row_bytes, static_cast<size_t>(row_bytes));
+        }
+      }
+    }
+  }
+}
+
+void SlotCall::gather_bias(const AttentionProblem& problem) const {
+  const BiasProblem& bias = problem.bias;
+  const int64_t heads = problem.slot_bias_heads();
+  std::vector<float> natural(static_cast<size_t>(round_up<int64_t>(bias.keys, 16)));
+  for (int64_t row = 0; row < problem.slot_bias_batch() * heads; ++row) {
+    const int64_t b = row / heads, h = row % heads * (problem.heads_q / heads);
+    const int64_t offset = b * bias.view.stride[0] + h / (problem.heads_q / bias.heads) * bias.view.stride[1];
+    char* data = static_cast<char*>(bias.view.data) + offset * dtype_size(bias.dtype);
+    tile_kernels().load_rows({data, bias.dtype, bias.keys, 1}, bias.keys, natural.data(), bias.keys);
+    const int32_t* keys = keys_ + list_of(b, h / problem.group()) * slots_;
+    for (int64_t slot = 0; slot < slots_; ++slot) {
+      const int64_t key = bias.keys == 1 ? 0 : keys[slot];
+      bias_[row * slots_ + slot] = keys[slot] < 0 ? 0.0f : natural[static_cast<size_t>(key)];
+    }
+  }
+}
+
+// Sums over what the bias broadcasts, in double.
+void SlotCall::scatter_bias(const BackwardProblem& problem) const {
+  const BiasProblem& bias = problem.bias;
+  const int64_t row_batch = problem.slot_bias_batch(), row_heads = problem.slot_bias_heads();
+  const int64_t shared_batches = row_batch / bias.batch, shared_heads = max_of<int64_t>(1, row_heads / bias.heads);
+  std::vector<double> sums(static_cast<size_t>(bias.keys));
+  std::vector<float> rounded(sums.size());
+  const float one = 1.0f;
+  for (int64_t target = 0; target < bias.batch * bias.heads; ++target) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    for (int64_t i = 0; i < shared_batches * shared_heads; ++i) {
+      const int64_t b = target / bias.heads * shared_batches + i / shared_heads;
+      const int64_t h = target % bias.heads * shared_heads + i % shared_heads;
+      const float* row = grad_bias_ + (b * row_heads + h) * slots_;
+      const int32_t* keys = keys_ + list_of(b, h * (problem.heads_q / row_heads) / problem.group()) * slots_;
+      for (int64_t slot = 0; slot < slots_; ++slot) {
+        if (keys[slot] >= 0)
+          sums[static_cast<size_t>(bias.keys == 1 ? 0 : keys[slot])] += static_cast<double>(row[slot]);
+      }
+    }
+    std::transform(sums.begin(), sums.end(), rounded.begin(), [](double x) { return static_cast<float>(x); });
+    char* data = static_cast<char*>(problem.grad_bias) + target * bias.keys * dtype_size(bias.dtype);
+    tile_kernels().store_rows(rounded.data(), bias.keys, &one, bias.keys, {data, bias.dtype, bias.keys, 1});
+  }
+}
+
+void SlotCall::scatter(const BackwardProblem& problem) const {
+  if (problem.grad_key) scatter_rows(problem, problem.grad_key, grad_key_);
+  if (problem.grad_value) scatter_rows(problem, problem.grad_value, grad_value_);
+  if (grad_bias_ != nullptr) scatter_bias(problem);
+}
+
+}  // namespace fdma::cpu

@@ -1,0 +1,45 @@
+// A mask that lists keys, on the CPU: the call on those keys alone, in the order of their slots.
+#pragma once
+
+#include "host/problem.hpp"
+#include "host/workspace.hpp"
+
+namespace fdma::cpu {
+
+// The constructor carves scratch. `problem_on_slots` copies the keys, values and biases that are seen and describes the
+// call on them; after a backward call on it `scatter` brings the gradients back.
+class SlotCall {
+ public:
+  SlotCall(const AttentionProblem& problem, Workspace& workspace);
+  // Backward: room for the gradients of slots.
+  void take_gradients(const BackwardProblem& problem, Workspace& workspace);
+
+  ForwardProblem on_slots(const ForwardProblem& problem) const;
+  BackwardProblem on_slots(const BackwardProblem& problem) const;
+  // Fills the scratch that the problem on slots reads.
+  void gather(const AttentionProblem& problem) const;
+  void scatter(const BackwardProblem& problem) const;
+
+ private:
+  void describe(AttentionProblem& problem) const;
+  void fill_list(const AttentionProblem& problem, int64_t list) const;
+  void gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const;
+  void scatter_rows(const BackwardProblem& problem, const View4& natural, const char* slotted) const;
+  void gather_bias(const AttentionProblem& problem) const;
+  void scatter_bias(const BackwardProblem& problem) const;
+  View4 rows_view(const AttentionProblem& problem, char* data) const;
+  int64_t list_of(int64_t b, int64_t kv_head) const {
+    return view_.list(static_cast<int>(b), static_cast<int>(kv_head));
+  }
+
+  int64_t slots_ = 0, lists_ = 0;
+  SlotView view_;
+  int32_t* keys_ = nullptr;         // [list][slots]: -1 where there is none
+  Span* spans_ = nullptr;           // [list][slots]
+  SpanSummary* groups_ = nullptr;   // [list][slots / kSlotGroup]
+  int32_t* slot_of_key_ = nullptr;  // [list][Lk]: -1 for a hidden key
+  char *key_ = nullptr, *value_ = nullptr, *grad_key_ = nullptr, *grad_value_ = nullptr;  // (B, H_kv, slots, D)
+  float *bias_ = nullptr, *grad_bias_ = nullptr;  // (slot_bias_batch, slot_bias_heads, slots)
+};
+
+}  // namespace fdma::cpu
