@@ -28,7 +28,7 @@ UNAVAILABLE: Optional[str] = (
 
 _Tensor = torch.Tensor
 _NO_DISPATCH = torch.Tensor.__torch_dispatch__
-_is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)
+is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 # Modes in which tensors are watched rather than computed: __torch_dispatch__ modes, functorch, torch.jit.trace.
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_transforms = torch._C._are_functorch_transforms_active
@@ -38,7 +38,7 @@ _jit_tracing_state = torch._C._get_tracing_state
 def _operator_is_needed(
     tensors: Sequence[torch.Tensor], attn_mask: Optional[torch.Tensor], attn_bias: Optional[torch.Tensor]
 ) -> bool:
-    if _is_compiling() or _dispatch_modes() or _functorch_transforms() or _jit_tracing_state() is not None:
+    if is_compiling() or _dispatch_modes() or _functorch_transforms() or _jit_tracing_state() is not None:
         return True
     for tensor in tensors:  # loops: any() over a generator takes twice as long
         if type(tensor) is not _Tensor and _has_dispatch(tensor):
@@ -67,7 +67,7 @@ def call_operator(
     recorded: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Output and lse by the operator of `layout`. `recorded` says that a backward pass may follow."""
-    if not _is_compiling():
+    if not is_compiling():
         _register_flop_formulas()
     operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
     options = (scale, bool(is_causal), softcap, deterministic, recorded and attn_mask is not None)

@@ -22,9 +22,7 @@ def run_example(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.mark.parametrize(
-    "module", ["attention", "auto", "backends", "backends.flex", "backends.triton", "explanation"]
-)
+@pytest.mark.parametrize("module", ["attention", "auto", "backends", "backends.flex", "backends.triton", "explanation"])
 def test_docstring_examples(module: str) -> None:
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(f"flash_dmattn.{module}"), optionflags=doctest.ELLIPSIS)
