@@ -8,7 +8,7 @@ An eager call does not go through an operator: that would cost it several times 
 """
 
 from functools import lru_cache
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -68,7 +68,7 @@ def call_operator(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Output and lse by the operator of `layout`. `recorded` says that a backward pass may follow."""
     if not is_compiling():
-        _register_flop_formulas()
+        _give_formulas_to_flop_counters()
     operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
     options = (scale, bool(is_causal), softcap, deterministic, recorded and attn_mask is not None)
     out, lse, _ = operator.default(*tensors, attn_mask, attn_bias, *options)
@@ -213,16 +213,29 @@ def _register(library: "torch.library.Library", layout: Layout) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{backward}", _refuse_second_derivative, lib=library)
 
 
+def _give_formulas_to_flop_counters() -> None:
+    """To torch's table, and to the counters that are counting: each has copied the table when it was made."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    formulas = _register_flop_formulas()
+    for mode in _get_current_dispatch_mode_stack():
+        # In older torch a counter is its own mode.
+        table = getattr(getattr(mode, "counter", mode), "flop_registry", None)
+        if table is not None:
+            table.update({target: formula for target, formula in formulas.items() if target not in table})
+
+
 @lru_cache(maxsize=None)
-def _register_flop_formulas() -> None:
+def _register_flop_formulas() -> Dict[Any, Callable[..., int]]:
     """Formulas for FlopCounterMode; at the first call that torch watches, because its module imports Triton."""
-    from torch.utils.flop_counter import register_flop_formula
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
 
     namespace = getattr(torch.ops, NAMESPACE)
     for layout in LAYOUTS:
         operator = _Operator(layout)
         register_flop_formula(getattr(namespace, f"attention{layout.suffix}"))(operator.flops)
         register_flop_formula(getattr(namespace, f"attention{layout.suffix}_backward"))(operator.flops_of_backward)
+    return {target: formula for target, formula in flop_registry.items() if NAMESPACE in str(target)}
 
 
 # A fragment: other modules may add operators to the namespace. Registrations last as long as this object.

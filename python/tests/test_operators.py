@@ -345,6 +345,18 @@ def test_flops_are_counted_as_those_of_torch(form) -> None:
     assert counter.get_total_flops() == 7 * product
 
 
+def test_flops_of_the_first_call_that_is_watched_are_counted(monkeypatch) -> None:
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    for target in [target for target in flop_registry if operators.NAMESPACE in str(target)]:
+        monkeypatch.delitem(flop_registry, target)
+    operators._register_flop_formulas.cache_clear()
+    query, key, value = tensors_of("", ("cpu", torch.float32))
+    with FlopCounterMode(display=False) as counter:
+        flash_dmattn_func(query, key, value)
+    assert counter.get_total_flops() == 2 * (2 * 2 * 4 * 40 * 40 * 16)
+
+
 def test_fake_tensors_give_shapes_and_strides() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
