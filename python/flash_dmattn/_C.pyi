@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from flash_dmattn.sequences import Sequences
+
 __version__: str
 
 def build_info() -> str:
@@ -25,6 +27,7 @@ def attention_forward(
     scale: float | None,
     is_causal: bool | None,
     softcap: float | None,
+    sequences: Sequences | None,
     out: Tensor,
     lse: Tensor | None,
     keep_mask: bool,
@@ -52,6 +55,7 @@ def attention_backward(
     scale: float | None,
     is_causal: bool | None,
     softcap: float | None,
+    sequences: Sequences | None,
     deterministic: bool,
     grad_query: Tensor | None,
     grad_key: Tensor | None,

@@ -64,7 +64,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     return _target(request)
 
 
-@pytest.fixture(params=[param for param in TARGETS if param.values[0] in (libfdma.cuda, libfdma.cpu)])
+@pytest.fixture(params=[param for param in TARGETS if param.values[0][0] in (libfdma.cuda, libfdma.cpu)])
 def libfdma_target(request: pytest.FixtureRequest) -> Target:
     """Those of libfdma, for what it alone promises."""
     return _target(request)

@@ -76,6 +76,59 @@ def reference_attention(
     return (probabilities @ value).transpose(1, 2), lse
 
 
+def reference_varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Optional[torch.Tensor] = None,
+    attn_bias: Optional[torch.Tensor] = None,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """:func:`reference_attention` for each sequence by itself.
+
+    See :func:`flash_dmattn.flash_dmattn_varlen_func` for the arguments. The bounds are not needed.
+
+    Returns
+    -------
+    out : torch.Tensor
+        Of the shape of `query`, in `dtype`; zeros for a row of no sequence.
+    lse : torch.Tensor
+        ``(H, total_q)``, padded ``(B, H, Lq)``, in `dtype`; -inf for such a row.
+    """
+    packed = query.dim() == 3
+    ends_q, ends_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    out = torch.zeros_like(query, dtype=dtype)
+    lse = torch.full_like(out[..., 0].transpose(-1, -2), -math.inf)
+    for b in range(len(ends_q) - 1):
+        len_q, len_k = ends_q[b + 1] - ends_q[b], ends_k[b + 1] - ends_k[b]
+        rows_q, rows_k = slice(0, len_q), slice(0, len_k)
+        if packed:
+            rows_q, rows_k = slice(ends_q[b], ends_q[b + 1]), slice(ends_k[b], ends_k[b + 1])
+        of_query, of_key = ((rows_q,), (rows_k,)) if packed else ((b, rows_q), (b, rows_k))
+        scores_like = (_scores_of(tensor, b, len_q, len_k) for tensor in (attn_mask, attn_bias))
+        part, part_lse = reference_attention(
+            query[of_query][None], key[of_key][None], value[of_key][None], *scores_like, **options, dtype=dtype
+        )
+        out[of_query] = part[0]
+        lse[(slice(None), rows_q) if packed else (b, slice(None), rows_q)] = part_lse[0]
+    return out, lse
+
+
+def _scores_of(tensor: Optional[torch.Tensor], b: int, len_q: int, len_k: int) -> Optional[torch.Tensor]:
+    """A mask or bias of sequence `b`; dimensions of extent 1 broadcast."""
+    if tensor is None:
+        return None
+    of_batch = tensor[b if tensor.shape[0] > 1 else 0][None]
+    rows = of_batch if tensor.shape[2] == 1 else of_batch[:, :, :len_q]
+    return rows if tensor.shape[3] == 1 else rows[..., :len_k]
+
+
 def call_with_gradients(
     attention: Callable[..., Outputs],
     inputs: Dict[str, Optional[torch.Tensor]],
@@ -103,14 +156,18 @@ def reference_results(
     grad_out: Outputs,
     dtype: torch.dtype = torch.float64,
 ) -> Results:
-    """Outputs and gradients of :func:`reference_attention` with all of the arithmetic in `dtype`."""
+    """Outputs and gradients of the reference with all of the arithmetic in `dtype`.
+
+    Inputs with ``cu_seqlens_q`` are those of :func:`reference_varlen_attention`, others of :func:`reference_attention`.
+    """
+    reference = reference_varlen_attention if "cu_seqlens_q" in inputs else reference_attention
     converted = {
         name: tensor.to(dtype) if name in GRADIENTS and tensor is not None else tensor
         for name, tensor in inputs.items()
     }
 
     def attention(return_lse: bool = False, **arguments: Any) -> Outputs:
-        results = reference_attention(**arguments, dtype=dtype)
+        results = reference(**arguments, dtype=dtype)
         return results if return_lse else results[0]
 
     single = isinstance(grad_out, torch.Tensor)
