@@ -38,7 +38,7 @@ def attention_forward(
     """Write `out` and, where given, `lse`; with `keep_mask` return a given mask in its packed form.
 
     `allocate(query, bytes)` makes the packed mask and, on CUDA, scratch. `num_threads` is for the CPU, `stream` (the
-    raw pointer) for CUDA.
+    raw pointer) for CUDA. With `sequences` the shapes are those of variable lengths or pages.
     """
 
 def attention_backward(

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from flash_dmattn import ops
 from flash_dmattn.layouts import Layout
-from flash_dmattn.sequences import Sequences, keys_of_scores
+from flash_dmattn.sequences import Sequences
 
 Options = Tuple[Optional[float], Optional[bool], Optional[float]]
 """scale, is_causal, softcap."""
@@ -54,11 +54,9 @@ def gradients(
     return grads
 
 
-def shape_of_packed(
-    attn_mask: Optional[torch.Tensor], key: torch.Tensor, sequences: Optional[Sequences]
-) -> Optional[Tuple[int, ...]]:
+def shape_of_packed(attn_mask: torch.Tensor, key: torch.Tensor, sequences: Optional[Sequences]) -> Tuple[int, ...]:
     """Shape of the scores that a packed mask holds: its own, with a value for each key."""
-    return None if attn_mask is None else (*attn_mask.shape[:3], keys_of_scores(key, sequences))
+    return (*attn_mask.shape[:3], key.shape[1] if sequences is None else sequences.max_seqlen_k)
 
 
 class Attention(torch.autograd.Function):
@@ -81,14 +79,13 @@ class Attention(torch.autograd.Function):
         out, lse, packed_mask = ops.attention_forward(
             query, key, value, attn_mask, attn_bias, *options, True, True, sequences
         )
-        bounds = None
         if sequences is None:
             ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors)
         else:
             ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors, *sequences.offsets)
-            bounds = sequences.bounds
         # The dense mask itself is not kept.
-        ctx.call = (layout, shape_of_packed(attn_mask, key, sequences), options, deterministic, bounds)
+        mask_shape = None if attn_mask is None else shape_of_packed(attn_mask, key, sequences)
+        ctx.call = (layout, mask_shape, options, deterministic, None if sequences is None else sequences.bounds)
         # So that a gradient that lse does not have costs nothing.
         ctx.set_materialize_grads(False)
         return (out, lse) if return_lse else out

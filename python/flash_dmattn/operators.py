@@ -126,7 +126,7 @@ class _Operator:
             mask_bytes = ops.packed_mask_bytes(*shape_of_packed(attn_mask, key, sequences))
         return (
             query.new_empty(query.shape),
-            query.new_empty(lse_shape(query, sequences), dtype=torch.float32),
+            query.new_empty(lse_shape(query.shape, sequences), dtype=torch.float32),
             query.new_empty(mask_bytes, dtype=torch.uint8),
         )
 
@@ -168,7 +168,9 @@ class _Operator:
             offsets, ctx.bounds = sequences.offsets, sequences.bounds
         out, lse, packed_mask = output
         ctx.save_for_backward(None if attn_mask is None else packed_mask, attn_bias, out, lse, *tensors, *offsets)
-        ctx.mask_shape = shape_of_packed(attn_mask, self.layout.split(tensors)[1], sequences)
+        ctx.mask_shape = None
+        if attn_mask is not None:
+            ctx.mask_shape = shape_of_packed(attn_mask, self.layout.split(tensors)[1], sequences)
         ctx.options = options
         ctx.set_materialize_grads(False)
 

@@ -36,7 +36,7 @@ def attention_forward(
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = None
     if keep_for_backward or with_lse:
-        shape = lse_shape(query, sequences)
+        shape = lse_shape(query.shape, sequences)
         if shape is not None:  # else the library refuses the call
             lse = torch.empty(shape, dtype=torch.float32, device=query.device)
     packed_mask = _run(

@@ -108,17 +108,12 @@ def refuse_gradient_of_pages(
     )
 
 
-def lse_shape(query: torch.Tensor, sequences: Optional[Sequences]) -> Optional[Tuple[int, ...]]:
-    """Shape of the lse of `query`, or None for a query that no call takes."""
-    if query.dim() == 4:
-        batch, rows, heads, _ = query.shape
+def lse_shape(query_shape: Sequence[int], sequences: Optional[Sequences]) -> Optional[Tuple[int, ...]]:
+    """Shape of the lse of a query, or None for a query that no call takes."""
+    if len(query_shape) == 4:
+        batch, rows, heads, _ = query_shape
         return batch, heads, rows
-    if query.dim() == 3 and sequences is not None:
-        rows, heads, _ = query.shape
+    if len(query_shape) == 3 and sequences is not None:
+        rows, heads, _ = query_shape
         return heads, rows
     return None
-
-
-def keys_of_scores(key: torch.Tensor, sequences: Optional[Sequences]) -> int:
-    """``Lk``: the keys that a row of the mask covers."""
-    return key.shape[1] if sequences is None else sequences.max_seqlen_k

@@ -51,8 +51,8 @@ def flash_dmattn_varlen_func(
         ``(total_k, H_kv, D)`` where `query` is packed, ``(B, Lk, H_kv, D)`` where it is padded, and with `block_table`
         ``(pages, page_size, H_kv, D)``. Also taken by the names `k` and `v`.
     attn_mask, attn_bias : torch.Tensor, optional
-        ``({B|1}, {H|H_kv|1}, {max_seqlen_q|1}, {max_seqlen_k|1})``. What lies past the lengths of a sequence is not
-        read, and has a bias gradient of zero.
+        ``({B|1}, {H|H_kv|1}, {max_seqlen_q|1}, {max_seqlen_k|1})``. What lies past the lengths of a sequence has no
+        effect and a gradient of zero.
     cu_seqlens_q, cu_seqlens_k : torch.Tensor
         ``(B + 1,)``, int32 or int64, both alike, contiguous, on the device of `query`: the sums of the lengths of the
         sequences before each, from 0 on. They say lengths in the padded layout and for pages too.
