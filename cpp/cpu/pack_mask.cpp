@@ -28,7 +28,7 @@ void pack_row(const AttentionProblem& problem, const void* row, int64_t limit, u
 // of them may see, one that stands for sequences of several lengths every key.
 int64_t mask_row_limit(const AttentionProblem& problem, int64_t b, int64_t row) {
   const PackedMaskLayout& layout = problem.mask.layout;
-  if (problem.sequences && layout.batch == 1 && problem.batch > 1) return layout.keys;
+  if (problem.sequences && layout.batch != problem.batch) return layout.keys;
   const SequenceExtents sequence = problem.extents(b);
   const bool is_causal = problem.is_causal && layout.rows == problem.len_q;
   return max_of<int64_t>(0, key_limit(row, sequence.len_q, sequence.len_k, is_causal));

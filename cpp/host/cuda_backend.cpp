@@ -5,6 +5,7 @@
 
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
+#include "host/cuda_params.hpp"
 #include "host/dtype.hpp"
 #include "host/error.hpp"
 #include "host/text.hpp"
@@ -13,28 +14,6 @@
 
 namespace fdma::cuda {
 namespace {
-
-constexpr DtypeSet kFloatDtypes(FDMA_FLOAT16, FDMA_BFLOAT16, FDMA_FLOAT32, FDMA_FLOAT64);
-
-ElementType element_type(fdma_dtype dtype) {
-  switch (dtype) {
-    case FDMA_FLOAT16:
-      return ElementType::kFloat16;
-    case FDMA_BFLOAT16:
-      return ElementType::kBFloat16;
-    default:
-      return ElementType::kFloat32;
-  }
-}
-
-// Lengths stay clear of 2^31 by more than a tile, so that kernels may round them up in 32 bits.
-int32_t narrow(int64_t value, const char* name) {
-  constexpr int64_t kLimit = (int64_t{1} << 31) - 4096;
-  if (value >= kLimit) {
-    throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: less than ", kLimit));
-  }
-  return static_cast<int32_t>(value);
-}
 
 TensorView tensor_view(const View4& view) {
   TensorView result;
@@ -88,6 +67,7 @@ SequenceView sequence_view(const AttentionProblem& problem) {
   view.cu_k = given.cu_k;
   view.is_64bit = given.is_64bit;
   view.packed = given.packed;
+  view.paged = static_cast<bool>(problem.pages);
   view.rows_q = given.rows_q;
   view.rows_k = given.rows_k;
   return view;
@@ -134,7 +114,7 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
       pack.is_float = kFloatDtypes.contains(mask.dtype);
       pack.is_causal = problem.is_causal;
       pack.sequences = params.sequences;
-      pack.shared_by_sequences = problem.sequences && mask.layout.batch == 1 && problem.batch > 1;
+      pack.shared_by_sequences = problem.sequences && mask.layout.batch != problem.batch;
       pack.vector_rows =
           pack.stride_key == 1 && rows_aligned(pack.dense, pack.element_bytes, pack.element_bytes == 1 ? 8 : 16,
                                                {pack.stride_batch, pack.stride_head, pack.stride_row});

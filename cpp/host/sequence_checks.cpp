@@ -158,6 +158,7 @@ bool check_page_extents(Reasons& reasons, const fdma_tensor& key, AttentionProbl
                                            " keys a sequence; accepted: fewer than 2^63 keys"));
     return false;
   }
+  if (pages.pages == 0) problem.sequences.rows_k = 0;  // whatever the table says
   return true;
 }
 

@@ -7,7 +7,7 @@ from typing import Any, Callable, Optional, Tuple, Union
 import torch
 
 from flash_dmattn.backends import choose_backend, find_backend
-from flash_dmattn.backends.base import NO_LSE, AttentionFunction, Backend, CallKind
+from flash_dmattn.backends.base import AttentionFunction, Backend, CallKind
 from flash_dmattn.inputs import not_a_tensor
 
 # What can run does not change while a process lives, and asking costs more than a small call. Refusals are not kept.
@@ -63,16 +63,14 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
         return_lse: bool = False,
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Attention; see :func:`flash_dmattn.flash_dmattn_func`."""
-        chosen = _choose(forced, query, softcap, deterministic, return_lse)
+        chosen = _choose(forced, query, softcap, deterministic)
         options = (scale, is_causal, softcap, deterministic)
-        if return_lse:
-            return chosen.attention(query, key, value, attn_mask, attn_bias, *options, return_lse=True)
-        return chosen.attention(query, key, value, attn_mask, attn_bias, *options)
+        return chosen.attention(query, key, value, attn_mask, attn_bias, *options, return_lse=return_lse)
 
     return attention
 
 
-def call_kind(query: Any, softcap: Any, deterministic: Any, return_lse: bool = False) -> CallKind:
+def call_kind(query: Any, softcap: Any, deterministic: Any) -> CallKind:
     """What the choice of a backend looks at.
 
     Raises
@@ -83,13 +81,13 @@ def call_kind(query: Any, softcap: Any, deterministic: Any, return_lse: bool = F
     try:
         # An option of a wrong type is for the backend to refuse.
         has_softcap = isinstance(softcap, Real) and softcap != 0
-        return CallKind(query.device, query.dtype, has_softcap, deterministic is True, return_lse)
+        return CallKind(query.device, query.dtype, has_softcap, deterministic is True)
     except AttributeError:
         raise TypeError(not_a_tensor("query", query)) from None
 
 
-def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: Any, return_lse: bool) -> Backend:
-    kind = call_kind(query, softcap, deterministic, return_lse)
+def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: Any) -> Backend:
+    kind = call_kind(query, softcap, deterministic)
     if forced is None:
         return _choose_backend(kind)
     if kind.device.type not in forced.device_types:
@@ -97,6 +95,4 @@ def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: 
             f"backend {forced.name!r} takes {' or '.join(forced.device_types)} tensors, query is on {kind.device}; "
             f"move the tensors or leave the choice to flash_dmattn_func_auto()"
         )
-    if return_lse and not forced.returns_lse:
-        raise RuntimeError(f"backend {forced.name!r}: {NO_LSE}")
     return forced

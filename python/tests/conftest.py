@@ -1,7 +1,7 @@
 """Where tests run. GPU tests carry the marker `gpu` and say why they are skipped."""
 
 import os
-from typing import Dict, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 import pytest
 import torch
@@ -9,6 +9,10 @@ import torch
 # Triton reads it when it is imported. Where there is a GPU its kernels are tested on that.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Inductor starts as many compilers as there are cores: in each of pytest's processes, if several test side by side.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 from flash_dmattn import flash_dmattn_func_auto
 from flash_dmattn.backends import BACKENDS, libfdma
@@ -64,7 +68,17 @@ def target(request: pytest.FixtureRequest) -> Target:
     return _target(request)
 
 
-@pytest.fixture(params=[param for param in TARGETS if param.values[0][0] in (libfdma.cuda, libfdma.cpu)])
+def _is_libfdma(param: Any) -> bool:
+    return param.values[0][0] in (libfdma.cuda, libfdma.cpu)
+
+
+@pytest.fixture(params=[param for param in TARGETS if _is_libfdma(param) or param.values[0][2] is torch.float32])
+def lse_target(request: pytest.FixtureRequest) -> Target:
+    """Each available backend; the slow ones in one dtype."""
+    return _target(request)
+
+
+@pytest.fixture(params=[param for param in TARGETS if _is_libfdma(param)])
 def libfdma_target(request: pytest.FixtureRequest) -> Target:
     """Those of libfdma, for what it alone promises."""
     return _target(request)

@@ -1,6 +1,7 @@
 """FlexAttention: the blocks that are skipped, what is compiled and how often, and the compiled kernels on a GPU."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.skipif(flex.unavailable_reason() is not None, reason=st
 
 def form_of(inputs, options) -> flex.CallForm:
     tensors = (inputs[name] for name in ("query", "key", "attn_mask", "attn_bias"))
-    return flex.CallForm.of(*tensors, options.get("scale"), options.get("is_causal", False))
+    flags = (options.get("is_causal", False), options.get("return_lse", False))
+    return flex.CallForm.of(*tensors, options.get("scale"), *flags)
 
 
 def some_blocks(shape, generator) -> torch.Tensor:
@@ -92,15 +94,17 @@ def graphs(monkeypatch) -> Graphs:
 def run_as_on_cuda(case: Case, seed: int = 0) -> None:
     """Through the path of CUDA tensors, with the one gradient that FlexAttention has on the CPU too: of the bias."""
     inputs = case.inputs(torch.float32, "cpu", seed)
-    grad_out = case.grad_out(torch.float32, "cpu")
+    grads = (case.grad_out(torch.float32, "cpu"), case.grad_lse("cpu"))
+    options = {**case.options, "return_lse": True}
     bias = inputs["attn_bias"].requires_grad_()
     tensors = [inputs[name] for name in ("query", "key", "value", "attn_mask", "attn_bias")]
-    out = flex._attend_compiled(form_of(inputs, case.options), *tensors)
-    (grad_bias,) = torch.autograd.grad(out, bias, grad_out)
-    reference = reference_results(inputs, case.options, grad_out)
-    eager = reference_results(inputs, case.options, grad_out, torch.float32)
-    assert out.is_contiguous()
-    assert_matches(out.detach(), reference.out, eager.out, "out")
+    outputs = flex._attend_compiled(form_of(inputs, options), *tensors)
+    (grad_bias,) = torch.autograd.grad(outputs, bias, grads)
+    reference = reference_results(inputs, options, grads)
+    eager = reference_results(inputs, options, grads, torch.float32)
+    assert outputs[0].is_contiguous()
+    for name, output, *expected in zip(("out", "lse"), outputs, reference.out, eager.out):
+        assert_matches(output.detach(), *expected, name)
     assert_matches(grad_bias, reference.grads["attn_bias"], eager.grads["attn_bias"], "gradient of attn_bias")
 
 
@@ -138,6 +142,33 @@ def test_compiled_kernels_visit_the_listed_blocks(mask, is_causal) -> None:
         torch.testing.assert_close(out, flex_dmattn_func(**inputs, **options), rtol=0, atol=1e-5)
 
 
+def test_lse_of_rows_that_see_nothing_is_constant(graphs) -> None:
+    # Merging two calls by their lse gives such rows a gradient of NaN.
+    dead = next(case for case in CASES if case.name == "mask hides whole rows")
+    case = replace(dead, bias="BHQK")
+    inputs = case.inputs(torch.float32, "cpu")
+    bias = inputs["attn_bias"].requires_grad_()
+    tensors = [inputs[name] for name in ("query", "key", "value", "attn_mask", "attn_bias")]
+    _, lse = flex._attend_compiled(form_of(inputs, {"return_lse": True}), *tensors)
+    rows = ~inputs["attn_mask"].any(dim=-1)  # (B, H, Lq)
+    (grad,) = torch.autograd.grad(lse, bias, torch.ones_like(lse).masked_fill(rows, torch.nan))
+    assert rows.any()
+    assert lse[rows].eq(-torch.inf).all()
+    assert grad[rows].eq(0).all()
+    torch.testing.assert_close(grad.sum(-1)[~rows], torch.ones_like(lse)[~rows])
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_lse_is_asked_for_in_the_words_of_this_torch(has_aux, monkeypatch) -> None:
+    from torch.nn.attention import flex_attention
+
+    if has_aux:
+        monkeypatch.setattr(flex_attention, "AuxRequest", lambda lse: {"lse": lse}, raising=False)
+    else:
+        monkeypatch.delattr(flex_attention, "AuxRequest", raising=False)
+    assert flex._lse_request() == ({"return_aux": {"lse": True}} if has_aux else {"return_lse": True})
+
+
 def test_head_dim_8_is_padded_for_the_compiled_kernels(graphs) -> None:
     run_as_on_cuda(Case("narrow", head_dim=8, bias="BHQK"))
 
@@ -163,39 +194,61 @@ def test_masks_of_wide_unsigned_integers(dtype) -> None:
 
 
 # Compiling takes seconds a form: these cross every feature with every other kind of feature, not all with all.
+DYNAMIC = Case("dynamic mask attention", 2, 260, 260, 4, 4, 128, "BHQK", None, "BHQK", options={"is_causal": True})
+BLOCKS = Case("skipped blocks", 2, 400, 500, 4, 2, 32, "BGQK", some_blocks, "B1QK", bias_dtype=torch.float32)
 GPU_CASES = [
     Case("full", head_dim=64),
     Case("causal, more keys", len_q=33, len_k=150, head_dim=64, options={"is_causal": True}),
     Case("causal, more queries", len_q=300, len_k=140, head_dim=64, options={"is_causal": True}),
     Case("one query", len_q=1, len_k=300, heads=4, bias="BG1K", mask="BHQK", options={"is_causal": True}),
     Case("GQA", 2, 300, 300, 6, 2, 64, mask="BGQK", bias="BG1K", options={"is_causal": True}),
-    Case("dynamic mask attention", 2, 260, 260, 4, 4, 128, "BHQK", None, "BHQK", options={"is_causal": True}),
-    Case("skipped blocks", 2, 400, 500, 4, 2, 32, "BGQK", some_blocks, "B1QK", bias_dtype=torch.float32),
+    DYNAMIC,
+    BLOCKS,
     Case("key padding", batch=2, len_k=200, mask="B11K", bias="1HQK"),
     Case("broadcast to all", batch=2, heads=4, mask="11Q1", bias="1111"),
     *(Case(f"head dim {d}", head_dim=d, bias="BHQK") for d in (8, 40, 256)),
-    *(case for case in CASES if case.name in ("mask hides whole rows", "bias -inf hides", "no key", "large scores")),
-    *(case for case in CASES if case.name in ("head-major memory", "rows that start anywhere")),
-    *(case for case in CASES if case.name in ("expanded over the batch", "scale below zero", "mask of torch.float64")),
+    *(case for case in CASES if case.name in ("mask hides whole rows", "bias -inf hides", "no key")),
+    *(case for case in CASES if case.name in ("rows that start anywhere", "expanded over the batch")),
+    *(case for case in CASES if case.name == "scale below zero"),
 ]
+LARGE = next(case for case in CASES if case.name == "large scores")
+GPU_CALLS = [
+    *((case, torch.bfloat16) for case in GPU_CASES),
+    (DYNAMIC, torch.float16),
+    (BLOCKS, torch.float32),
+    (LARGE, torch.float32),
+]
+WITH_LSE = ("GQA", "one query", "mask hides whole rows", "skipped blocks", "no key")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("case", GPU_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "dtype"), GPU_CALLS, ids=lambda given: getattr(given, "name", str(given)))
 def test_compiled_output_and_gradients(case, dtype) -> None:
     inputs = case.inputs(dtype, "cuda")
+    returns_lse = case.name in WITH_LSE
+    options = {**case.options, "return_lse": returns_lse}
     grad_out = case.grad_out(dtype, "cuda")
-    reference = reference_results(inputs, case.options, grad_out)
-    eager = reference_results(inputs, case.options, grad_out, dtype)
-    out, grads = call_with_gradients(flex_dmattn_func, inputs, case.options, grad_out)
-    plain = flex_dmattn_func(**inputs, **case.options)
-    assert out.is_contiguous()
-    assert_matches(out, reference.out, eager.out, "out")
-    assert_matches(plain, reference.out, eager.out, "out without gradients")
+    grads_of_outputs = (grad_out, case.grad_lse("cuda")) if returns_lse else grad_out
+    reference = reference_results(inputs, options, grads_of_outputs)
+    eager = reference_results(inputs, options, grads_of_outputs, dtype)
+    outputs, grads = call_with_gradients(flex_dmattn_func, inputs, options, grads_of_outputs)
+    results = [outputs, reference.out, eager.out]
+    for name, *result in zip(("out", "lse"), *(results if returns_lse else ([result] for result in results))):
+        assert result[0].is_contiguous()
+        assert_matches(*result, name)
     for name, grad in grads.items():
         assert grad.dtype == inputs[name].dtype
         assert_matches(grad, reference.grads[name], eager.grads[name], f"gradient of {name}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [DYNAMIC, GPU_CASES[0], GPU_CASES[3]], ids=lambda case: case.name)
+def test_compiled_without_gradients(case) -> None:
+    inputs = case.inputs(torch.bfloat16, "cuda")
+    grad_out = case.grad_out(torch.bfloat16, "cuda")
+    reference = reference_results(inputs, case.options, grad_out)
+    eager = reference_results(inputs, case.options, grad_out, torch.bfloat16)
+    assert_matches(flex_dmattn_func(**inputs, **case.options), reference.out, eager.out, "out")
 
 
 @pytest.mark.gpu

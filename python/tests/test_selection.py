@@ -35,7 +35,7 @@ def served(monkeypatch) -> list:
     names = []
 
     def available(backend: Backend, reasons) -> Backend:
-        def attention(*arguments):
+        def attention(*arguments, return_lse):
             names.append(backend.name)
             return arguments[0]
 
@@ -226,14 +226,14 @@ def test_report_survives_a_broken_installation(monkeypatch) -> None:
     assert facts["GPU 0"].startswith("OSError: ")
 
 
-@pytest.mark.parametrize("name", ["flex"])
-def test_lse_of_a_backend_without_it_is_refused(name) -> None:
-    with pytest.raises(
-        RuntimeError, match=rf"backend '{name}': return_lse is not served by this backend; accepted: False"
-    ):
-        flash_dmattn_func_auto(name)(**call(), return_lse=True)
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if "cpu" in b.device_types], ids=lambda b: b.name)
+def test_every_backend_returns_lse(backend) -> None:
+    if backend.unavailable_reason() is not None:
+        pytest.skip(backend.unavailable_reason())
+    out, lse = flash_dmattn_func_auto(backend.name)(**call(), return_lse=True)
+    assert lse.shape == (out.shape[0], out.shape[2], out.shape[1])
 
 
-def test_lse_goes_to_a_backend_that_returns_it() -> None:
+def test_lse_by_the_automatic_choice() -> None:
     out, lse = flash_dmattn_func_auto()(**call(), return_lse=True)
     assert lse.shape == (out.shape[0], out.shape[2], out.shape[1])

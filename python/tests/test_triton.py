@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
 
 import pytest
 import test_autograd
+import test_lse
 import test_refusals
 import test_semantics
 import torch
@@ -18,10 +19,12 @@ from flash_dmattn.backends import triton
 from flash_dmattn.backends.base import CallKind
 from flash_dmattn.testing.cases import CASES, Case
 from flash_dmattn.testing.compare import assert_matches
-from flash_dmattn.testing.reference import call_with_gradients, reference_attention, reference_results
+from flash_dmattn.testing.reference import call_with_gradients, reference_results
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-OTHER_DTYPE_CASES = (
+# Interpreting and compiling take minutes: one dtype takes the whole table in the interpreter, and on a GPU each rule
+# that is a kernel of its own is compiled in one dtype. Cases are named by what they start with.
+SHORT_TABLE = (
     "full",
     "causal",
     "heads",
@@ -33,21 +36,46 @@ OTHER_DTYPE_CASES = (
     "mask hides",
     "no ",
 )
-INTERPRETED_DTYPES = (torch.float32, torch.float16)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).replace("torch.", "")
-
-
-CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-WHOLE_TABLE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+CASES_OF = {
+    ("cpu", torch.float32): ("",),
+    ("cpu", torch.float16): SHORT_TABLE,
+    ("cuda", torch.bfloat16): (
+        "full",
+        "one ",
+        "lengths",
+        "causal",
+        "heads",
+        *(f"head dim {d}" for d in (8, 40, 64, 128, 192, 256)),
+        "scale",
+        *(f"mask of torch.{t}" for t in ("bool", "bfloat16", "float32", "int64")),
+        "mask: ",
+        *(f"mask {extents}" for extents in ("BHQK", "BG1K", "11Q1", "1111")),
+        "mask hides",
+        "bias of torch.float32",
+        *(f"bias {extents}" for extents in ("BHQK", "BGQK", "BG1K", "BHQ1", "1111")),
+        "bias -inf",
+        "bias of one",
+        "large",
+        "dynamic",
+        "head-major",
+        "rows",
+        "expanded",
+        "every second",
+        "no ",
+    ),
+    ("cuda", torch.float16): ("full", "scale below", "bias -inf hides a key", "dynamic mask attention, one"),
+    ("cuda", torch.float32): ("full", "causal", "head dim 40", "mask hides whole rows", "bias of", "dynamic"),
+}
+DTYPE_OF_OTHER_TESTS = {"cpu": (torch.float32, torch.float16), "cuda": (torch.bfloat16,)}
 TARGETS = [
-    *(pytest.param(("cpu", dtype), id=f"interpreter-{_name(dtype)}") for dtype in INTERPRETED_DTYPES),
-    *(pytest.param(("cuda", dtype), id=f"cuda-{_name(dtype)}", marks=pytest.mark.gpu) for dtype in CUDA_DTYPES),
+    pytest.param(target, id=f"{name}-{str(target[1])[6:]}", marks=marks)
+    for device, name, marks in (("cpu", "interpreter", []), ("cuda", "cuda", [pytest.mark.gpu]))
+    for target in CASES_OF
+    if target[0] == device
 ]
 # Everything they ask of libfdma they ask of Triton; they take their target from here.
 test_output_and_gradients = test_semantics.test_output_and_gradients
+test_gradients_through_output_and_lse = test_semantics.test_gradients_through_output_and_lse
 test_rows_that_see_nothing_give_exact_zeros = test_semantics.test_rows_that_see_nothing_give_exact_zeros
 test_is_causal_none_is_false = test_semantics.test_is_causal_none_is_false
 test_default_scale = test_semantics.test_default_scale
@@ -64,11 +92,25 @@ test_no_gradient_flows_to_a_float_mask = test_autograd.test_no_gradient_flows_to
 test_same_tensor_as_query_key_and_value = test_autograd.test_same_tensor_as_query_key_and_value
 test_second_derivative_is_refused = test_autograd.test_second_derivative_is_refused
 test_checkpointing = test_autograd.test_checkpointing
+test_a_gradient_of_lse_alone = test_lse.test_a_gradient_of_lse_alone
+test_any_strides_of_its_gradient = test_lse.test_any_strides_of_its_gradient
+test_two_halves_of_the_keys_merge = test_lse.test_two_halves_of_the_keys_merge_to_the_whole
+test_a_gradient_of_dead_rows = test_lse.test_a_gradient_of_rows_that_see_nothing_goes_nowhere
 
 
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
     """Triton on each device with each of its dtypes."""
+    return _target(request, SHORT_TABLE)
+
+
+@pytest.fixture(params=TARGETS)
+def lse_target(request: pytest.FixtureRequest) -> Target:
+    """The same, for all that is to be tested there: without lse, backward lacks a subtraction, and no more."""
+    return _target(request, ("",))
+
+
+def _target(request: pytest.FixtureRequest, table: Tuple[str, ...]) -> Target:
     device, dtype = request.param
     if device == "cpu":
         if not INTERPRETED:
@@ -76,10 +118,12 @@ def target(request: pytest.FixtureRequest) -> Target:
         require_triton()
     callspec = getattr(request.node, "callspec", None)
     case = None if callspec is None else callspec.params.get("case")
+    if case is None and dtype not in DTYPE_OF_OTHER_TESTS[device]:
+        pytest.skip("tested in another dtype: compiling takes minutes")
     if case is not None and case.options.get("softcap"):
         pytest.skip("Triton ignores softcap, as the API reference says")
-    if case is not None and dtype != WHOLE_TABLE[device] and not case.name.startswith(OTHER_DTYPE_CASES):
-        pytest.skip(f"tested in {_name(WHOLE_TABLE[device])}: interpreting and compiling take minutes")
+    if case is not None and not (case.name.startswith(CASES_OF[device, dtype]) and case.name.startswith(table)):
+        pytest.skip("tested in another dtype, with lse or in the interpreter: compiling takes minutes")
     return Target(flash_dmattn_func_auto("triton"), device, dtype, "triton")
 
 
@@ -94,18 +138,6 @@ def run_python(program: str, **environment: str) -> "subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={**inherited, **environment}
     )
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_lse(case: Case, target: Target) -> None:
-    from flash_dmattn.triton_kernels.attention import attention_forward
-
-    inputs = case.inputs(target.dtype, target.device)
-    _, reference = reference_attention(**inputs, **case.options)
-    _, eager = reference_attention(**inputs, **case.options, dtype=torch.float32)
-    scale = case.options.get("scale", case.head_dim**-0.5)
-    _, lse, _ = attention_forward(**inputs, scale=scale, is_causal=bool(case.options.get("is_causal")))
-    assert_matches(lse, reference, eager, "lse")
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 128)])
@@ -241,6 +273,55 @@ def test_import_of_the_package_does_not_import_triton() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+VARIANTS = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from flash_dmattn.testing.cases import Case
+from flash_dmattn.triton_kernels.attention import attention_backward, attention_forward
+
+class Hopper:
+    # Asked what to compile for; nothing is compiled or run.
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+variants = set()
+
+def note(*, key, fn, **_):
+    variants.add((fn.name, str(key)))
+    return True
+
+driver.set_active(Hopper())
+triton.knobs.runtime.jit_cache_hook = note
+for lengths in {lengths}:
+    case = Case("", 2, *lengths, heads=4, heads_kv=2, mask="BHQK", bias="BHQK")
+    inputs = case.inputs(torch.bfloat16, "cpu")
+    for is_causal in (False, True):
+        out, lse, mask = attention_forward(**inputs, scale=0.5 + is_causal, is_causal=is_causal)
+        kept = (inputs["query"], inputs["key"], inputs["value"], mask, inputs["attn_bias"], out, lse)
+        attention_backward(out, None, *kept, 0.5, is_causal, needs=(True,) * 4)
+    print(len(variants))
+"""
+
+
+@pytest.mark.parametrize(
+    "lengths", [[(128, 128), (144, 1040), (2048, 64)], [(101, 101), (33, 1003), (211, 51)]], ids=["even", "odd"]
+)
+def test_one_kernel_for_all_lengths_scales_and_causality(lengths: List[Tuple[int, int]]) -> None:
+    if not hasattr(pytest.importorskip("triton"), "knobs"):
+        pytest.skip("this triton has no hook before compilation")
+    done = run_python(VARIANTS.replace("{lengths}", str(lengths)))
+    assert done.returncode == 0, done.stderr
+    # Forward, two of backward, a pass over the mask, one over the output, and lists of tiles by rows and by keys.
+    assert list(map(int, done.stdout.split())) == [7] * len(lengths)
+
+
 BROADCAST = Case("broadcast bias", len_q=2048, len_k=2048, heads=8, head_dim=64, options={"is_causal": True})
 
 
@@ -258,13 +339,16 @@ def test_no_temporary_of_the_size_of_the_scores(extents: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_dim", [16, 32, 64, 128, 256])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=_name)
-def test_every_tile_fits_the_gpu(head_dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"),
+    [*((torch.bfloat16, dim) for dim in (16, 32, 64, 128, 256)), *((torch.float32, dim) for dim in (64, 128, 256))],
+    ids=str,
+)
+def test_every_tile_fits_the_gpu(dtype: torch.dtype, head_dim: int) -> None:
     # Of float32, the largest.
     case = Case("", len_q=150, len_k=200, head_dim=head_dim, mask="BHQK", bias="BHQK", bias_dtype=torch.float32)
     inputs = case.inputs(dtype, "cuda")
-    for without in ((), ("attn_mask",), ("attn_mask", "attn_bias")):
+    for without in ((), ("attn_mask", "attn_bias")):
         call = {**inputs, **dict.fromkeys(without)}
         results = call_with_gradients(triton_dmattn_func, call, {"is_causal": True}, case.grad_out(dtype, "cuda"))
         assert results.out.isfinite().all()

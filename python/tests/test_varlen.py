@@ -1,8 +1,7 @@
 """``flash_dmattn_varlen_func``: the contract for sequences of different lengths, and what torch may do with a call."""
 
-import inspect
 import math
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 import torch
@@ -96,18 +95,6 @@ def test_sequences_of_one_length_are_a_batch(libfdma_target) -> None:
     assert torch.equal(packed_lse, expected_lse.transpose(0, 1).flatten(1))
 
 
-def test_parameters_are_those_of_the_reference() -> None:
-    parameters = inspect.signature(flash_dmattn_varlen_func).parameters.values()
-    positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-    assert positional == [
-        *("query", "key", "value", "attn_mask", "attn_bias"),
-        *("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"),
-        *("scale", "is_causal", "softcap", "deterministic", "block_table"),
-    ]
-    keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    assert keywords == ["return_lse", "q", "k", "v"]
-
-
 def test_names_of_the_example_of_the_reference() -> None:
     inputs = CASE.inputs(torch.float32, "cpu")
     expected = flash_dmattn_varlen_func(**inputs)
@@ -176,38 +163,6 @@ def test_non_reentrant_checkpointing(libfdma_target) -> None:
     expected = call_with_gradients(flash_dmattn_varlen_func, inputs, CASE.options, grad_out)
     actual = call_with_gradients(step, inputs, CASE.options, grad_out)
     assert all(torch.equal(actual.grads[name], grad) for name, grad in expected.grads.items())
-
-
-def example(lengths: Any, heads: int, head_dim: int, device: str) -> Dict[str, Any]:
-    """Arguments of the variable-length examples of the API reference, in their words."""
-    seq_lens = list(lengths)
-    T = sum(seq_lens)  # noqa: N806 (the example's name)
-    dtype = torch.bfloat16
-    q, k, v = (torch.randn(T, heads, head_dim, device=device, dtype=dtype) for _ in range(3))
-    cu = torch.tensor([0, *seq_lens], device=device, dtype=torch.int32).cumsum(0)
-    longest = max(seq_lens)
-    offsets = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
-    return {"q": q, "k": k, "v": v, **offsets, "is_causal": True}
-
-
-@pytest.mark.parametrize(
-    ("device", "divisor"),
-    [pytest.param("cpu", 16, id="scaled down on the CPU"), pytest.param("cuda", 1, marks=pytest.mark.gpu)],
-)
-@pytest.mark.parametrize(
-    ("lengths", "head_dim"),
-    [((512, 1024, 768), 64), ((8192, 16384, 4096), 128)],
-    ids=["variable length sequences", "no padding overhead"],
-)
-def test_examples_of_the_reference(lengths, head_dim, device, divisor) -> None:
-    torch.manual_seed(0)
-    lengths = [length // divisor for length in lengths]
-    arguments = example(lengths, 16, head_dim, device)
-    assert arguments["cu_seqlens_q"].dtype == torch.int64  # what cumsum makes of int32
-    output = flash_dmattn_varlen_func(**arguments)
-    parts = zip(*(arguments[name].split(lengths) for name in ("q", "k", "v")))
-    expected = [flash_dmattn_func(*(part[None] for part in of_one), is_causal=True)[0] for of_one in parts]
-    torch.testing.assert_close(output, torch.cat(expected), rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.gpu

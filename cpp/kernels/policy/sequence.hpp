@@ -26,13 +26,14 @@ struct SequenceView {
   const void* cu_k = nullptr;
   bool is_64bit = false;
   bool packed = false;  // rows of all sequences follow each other; otherwise each has a batch entry
+  bool paged = false;   // except the keys, which count from the sequence's first page
   int32_t max_q = 0, max_k = 0;
-  int64_t rows_q = 0, rows_k = 0;  // of the tensors: the total when packed, else of a batch entry
+  int64_t rows_q = 0, rows_k = 0;  // of the tensors: the total when packed, else of one sequence
 
   FDMA_HOST_DEVICE bool varies() const { return cu_q != nullptr; }
 
-  FDMA_HOST_DEVICE RowSpan queries(int64_t b) const { return span(cu_q, b, max_q, rows_q); }
-  FDMA_HOST_DEVICE RowSpan keys(int64_t b) const { return span(cu_k, b, max_k, rows_k); }
+  FDMA_HOST_DEVICE RowSpan queries(int64_t b) const { return span(cu_q, b, max_q, rows_q, packed); }
+  FDMA_HOST_DEVICE RowSpan keys(int64_t b) const { return span(cu_k, b, max_k, rows_k, packed && !paged); }
   FDMA_HOST_DEVICE Sequence at(int64_t b) const {
     const RowSpan q = queries(b), k = keys(b);
     return {q.len, k.len, q.begin, k.begin};
@@ -44,10 +45,10 @@ struct SequenceView {
 
  private:
   // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
-  FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows) const {
+  FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows, bool in_a_row) const {
     if (!varies()) return {max, 0};
     const int64_t first = boundary(cu, b);
-    const int64_t begin = packed ? max_of<int64_t>(0, min_of(first, rows)) : 0;
+    const int64_t begin = in_a_row ? max_of<int64_t>(0, min_of(first, rows)) : 0;
     const int64_t longest = min_of<int64_t>(max, rows - begin);
     return {static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, b + 1) - first, longest))), begin};
   }

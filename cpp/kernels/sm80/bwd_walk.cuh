@@ -213,8 +213,9 @@ FDMA_DEVICE int live_key_tiles(const BackwardParams& p, int b, int h, int m, int
 // How many key tiles add to query tile m before tile n does.
 template <typename Traits>
 FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Traits>& block, int h, int m) {
-  const int end = static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.sequence.len_q,
-                                                  block.sequence.len_k, p.is_causal, Traits::kKeys));
+  const int end =
+      static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.sequence.len_q,
+                                      block.sequence.len_k, p.is_causal, Traits::kKeys));
   return live_key_tiles<Traits>(p, block.b, h, m, end) - live_key_tiles<Traits>(p, block.b, h, m, block.n + 1);
 }
 

@@ -86,7 +86,8 @@ class ForwardLoader {
     const int k = n * Traits::kKeys;
     load_rows(Traits::kKeyOffset, key_, p_.key, k);
     if constexpr (Traits::kBiased) {
-      const BiasTileSource source(p_.bias, bias_element_, k, block_.sequence.len_q - block_.q, block_.sequence.len_k - k);
+      const BiasTileSource source(p_.bias, bias_element_, k, block_.sequence.len_q - block_.q,
+                                  block_.sequence.len_k - k);
       Traits::Bias::load(smem_ + Traits::kBiasOffset, source, thread_);
     }
     if constexpr (Traits::kMasked) Traits::Mask::load(smem_ + Traits::kMaskOffset, mask_, k, thread_);

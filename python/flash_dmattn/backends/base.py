@@ -22,15 +22,12 @@ class CallKind(NamedTuple):
         A soft cap other than 0 is asked for.
     deterministic : bool
         Reproducible gradients are asked for by the call itself.
-    return_lse : bool
-        The logarithm of the sums is asked for too.
     """
 
     device: torch.device
     dtype: torch.dtype
     has_softcap: bool
     deterministic: bool
-    return_lse: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,6 @@ class Backend:
         backend may take: a call that no backend takes is refused by `attention`, which knows the whole of it.
     also_takes : tuple of str
         Further device types that it takes when it is asked for by name.
-    returns_lse : bool
-        Whether `attention` takes ``return_lse=True``.
     """
 
     name: str
@@ -62,15 +57,11 @@ class Backend:
     attention: Optional[AttentionFunction]
     unsupported_reasons: Callable[[CallKind], List[str]] = lambda kind: []
     also_takes: Tuple[str, ...] = ()
-    returns_lse: bool = False
 
     @property
     def device_types(self) -> Tuple[str, ...]:
         """Device types of the tensors that it takes."""
         return (self.device_type, *self.also_takes)
-
-
-NO_LSE = "return_lse is not served by this backend; accepted: False"
 
 
 def ignored_options(kind: CallKind) -> List[str]:
@@ -80,6 +71,4 @@ def ignored_options(kind: CallKind) -> List[str]:
         reasons.append("softcap is ignored by this backend; accepted: None or 0")
     if kind.deterministic:
         reasons.append("deterministic is ignored by this backend; accepted: None or False")
-    if kind.return_lse:
-        reasons.append(NO_LSE)
     return reasons

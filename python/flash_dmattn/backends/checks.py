@@ -37,6 +37,7 @@ def check_call(
     is_causal: Any,
     softcap: Any,
     deterministic: Any,
+    return_lse: Any = False,
 ) -> None:
     """Raise unless the arguments are a call of :func:`flash_dmattn.flash_dmattn_func`, on one device of any type.
 
@@ -45,7 +46,7 @@ def check_call(
     TypeError, ValueError
         What the first fault calls for; the message has a line for each of them.
     """
-    check_types(query, key, value, attn_mask, attn_bias, deterministic)
+    check_types(query, key, value, attn_mask, attn_bias, deterministic, return_lse)
     _check_scalar_types(scale, is_causal, softcap)
     tensors = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "attn_bias": attn_bias}
     refusals: List[Refusal] = []

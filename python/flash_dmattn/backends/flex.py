@@ -3,7 +3,7 @@
 import itertools
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ BLOCK = 128  # Rows and keys of a block of the block mask: what FlexAttention's 
 SMALLEST_HEAD_DIM = 16  # Of Triton's matrix product.
 COMPILED_CALLS = 128  # Forms of calls whose compiled functions are kept.
 _NUMBERS = itertools.count()
+Outputs = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
+"""The output, or with `return_lse` the output and the lse."""
 
 
 def flex_dmattn_func(
@@ -29,7 +31,9 @@ def flex_dmattn_func(
     is_causal: Optional[bool] = None,
     softcap: Optional[float] = None,
     deterministic: Optional[bool] = None,
-) -> torch.Tensor:
+    *,
+    return_lse: bool = False,
+) -> Outputs:
     """Attention with a mask and a bias, by ``torch.nn.attention.flex_attention``.
 
     The arguments and the result are those of :func:`flash_dmattn.flash_dmattn_func`, but for what is said here.
@@ -55,12 +59,17 @@ def flex_dmattn_func(
         Hide the keys after each query; the diagonal ends in the bottom-right corner. Default False.
     softcap, deterministic : optional
         Checked, and ignored: only libfdma has them.
+    return_lse : bool
+        Return the lse too.
 
     Returns
     -------
-    torch.Tensor
+    out : torch.Tensor
         ``(B, Lq, H, D)``, contiguous, of the dtype of `query`; zeros where a row sees no key. Differentiable once in
         `query`, `key`, `value` and `attn_bias`.
+    lse : torch.Tensor
+        With `return_lse`: ``(B, H, Lq)``, float32, the natural logarithm of the sum of exponentials of the scores that
+        a row sees; -inf for a row that sees no key. Differentiable once in `query`, `key` and `attn_bias`.
 
     Raises
     ------
@@ -86,19 +95,21 @@ def flex_dmattn_func(
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(f"backend 'flex' is not available: {reason}")
-    check_call(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
+    check_call(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, return_lse)
     if query.device.type not in backend.device_types:
         raise ValueError(f"query is on {query.device}; accepted: {' or '.join(backend.device_types)}")
     if attn_mask is not None:
         attn_mask = _readable_mask(attn_mask.detach())
     if 0 in query.shape or key.shape[1] == 0:
-        return _zeros_of(query, key, value, attn_bias)
-    form = CallForm.of(query, key, attn_mask, attn_bias, scale, bool(is_causal))
+        out, lse = _results_without_keys(query, key, value, attn_bias)
+        return (out, lse) if return_lse else out
+    form = CallForm.of(query, key, attn_mask, attn_bias, scale, bool(is_causal), return_lse)
     if query.is_cuda:
         return _attend_compiled(form, query, key, value, attn_mask, attn_bias)
-    if needs_gradient((query, key, value), attn_bias):
-        return _EagerAttention.apply(form, query, key, value, attn_mask, attn_bias)
-    return _attend_eagerly(form, query, key, value, attn_mask, attn_bias)
+    if not needs_gradient((query, key, value), attn_bias):
+        return _attend_eagerly(form, query, key, value, attn_mask, attn_bias)
+    results = _EagerAttention.apply(form, query, key, value, attn_mask, attn_bias)
+    return (results[0], _without_gradient_of_dead_rows(results[1])) if return_lse else results
 
 
 class CallForm(NamedTuple):
@@ -114,6 +125,7 @@ class CallForm(NamedTuple):
     is_causal: bool
     mask: Optional[str]
     bias: Optional[str]
+    return_lse: bool = False
 
     @classmethod
     def of(
@@ -124,13 +136,14 @@ class CallForm(NamedTuple):
         attn_bias: Optional[torch.Tensor],
         scale: Optional[float],
         is_causal: bool,
+        return_lse: bool = False,
     ) -> "CallForm":
         """Form of a checked call."""
         heads, head_dim = query.shape[2:]
         heads_kv = key.shape[2]
         scale = head_dim**-0.5 if scale is None else float(scale)
         mask, bias = (None if t is None else _live_dims(t, heads) for t in (attn_mask, attn_bias))
-        return cls(heads, heads_kv, scale, is_causal, mask, bias)
+        return cls(heads, heads_kv, scale, is_causal, mask, bias, return_lse)
 
 
 def _live_dims(tensor: torch.Tensor, heads: int) -> str:
@@ -145,11 +158,18 @@ def _readable_mask(mask: torch.Tensor) -> torch.Tensor:
     return mask.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[mask.element_size()])
 
 
-def _zeros_of(*tensors: Optional[torch.Tensor]) -> torch.Tensor:
-    """Zeros like the first tensor, contiguous, that give every tensor a gradient of zeros: nobody sees a key."""
+def _results_without_keys(*tensors: Optional[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse where nobody sees a key; they give every tensor, query first, a gradient of zeros."""
     everywhere = torch.ones((), dtype=torch.bool, device=tensors[0].device)
     query, *others = (tensor.masked_fill(everywhere, 0) for tensor in tensors if tensor is not None)
-    return sum((other.sum().to(query.dtype) for other in others), query).contiguous()
+    out = sum((other.sum().to(query.dtype) for other in others), query).contiguous()
+    lse = out.float().sum(dim=-1).transpose(1, 2).masked_fill(everywhere, -torch.inf)
+    return out, lse.contiguous()
+
+
+def _without_gradient_of_dead_rows(lse: torch.Tensor) -> torch.Tensor:
+    """Return `lse`, constant for rows that see nothing: merging two calls gives them a gradient of NaN."""
+    return lse.masked_fill(lse == -torch.inf, -torch.inf)
 
 
 def _reader(tensor: torch.Tensor, dims: str, group: int) -> Callable[..., torch.Tensor]:
@@ -178,7 +198,7 @@ def _attend(
     attn_mask: Optional[torch.Tensor],
     attn_bias: Optional[torch.Tensor],
     diagonal: Optional[torch.Tensor],
-) -> torch.Tensor:
+) -> Outputs:
     """The call in terms of FlexAttention; compiled as a whole or run as it is.
 
     `diagonal` is ``Lk - Lq``, int64 ``()``, of a causal call where that is not 0. Compiled for lengths that vary,
@@ -196,7 +216,7 @@ def _attend(
         ) -> torch.Tensor:
             return score + read_bias(b, h, q, k)
 
-    out = flex_attention(
+    results = flex_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
@@ -204,8 +224,23 @@ def _attend(
         block_mask=_block_mask(form, query.shape[1], key.shape[1], attn_mask, diagonal, query.device),
         scale=form.scale,
         enable_gqa=group > 1,
+        **(_lse_request() if form.return_lse else {}),
     )
-    return out.transpose(1, 2).contiguous()
+    if not form.return_lse:
+        return results.transpose(1, 2).contiguous()
+    out, lse = results
+    if not isinstance(lse, torch.Tensor):
+        lse = lse.lse
+    return out.transpose(1, 2).contiguous(), _without_gradient_of_dead_rows(lse)
+
+
+def _lse_request() -> Dict[str, Any]:
+    """Arguments by which this torch's FlexAttention returns the lse, as itself or in a tuple of what was asked for."""
+    from torch.nn.attention import flex_attention
+
+    if hasattr(flex_attention, "AuxRequest"):
+        return {"return_aux": flex_attention.AuxRequest(lse=True)}
+    return {"return_lse": True}
 
 
 def _block_mask(
@@ -291,7 +326,7 @@ def _diagonal(form: CallForm, query: torch.Tensor, key: torch.Tensor) -> Optiona
     return torch.full((), offset, device=query.device) if form.is_causal and offset != 0 else None
 
 
-def _attend_eagerly(form: CallForm, *tensors: Optional[torch.Tensor]) -> torch.Tensor:
+def _attend_eagerly(form: CallForm, *tensors: Optional[torch.Tensor]) -> Outputs:
     """On the CPU, where FlexAttention refuses tensors that need a gradient even if none is recorded."""
     query, key, *others = (None if tensor is None else tensor.detach() for tensor in tensors)
     return _attend(form, query, key, *others, _diagonal(form, query, key))
@@ -301,7 +336,7 @@ class _EagerAttention(torch.autograd.Function):
     """FlexAttention on the CPU, which has no backward there, with the derivative of its definition."""
 
     @staticmethod
-    def forward(ctx: Any, form: CallForm, *tensors: Optional[torch.Tensor]) -> torch.Tensor:
+    def forward(ctx: Any, form: CallForm, *tensors: Optional[torch.Tensor]) -> Outputs:
         """Run FlexAttention."""
         ctx.save_for_backward(*tensors)
         ctx.form = form
@@ -309,7 +344,9 @@ class _EagerAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(
+        ctx: Any, grad_out: torch.Tensor, grad_lse: Optional[torch.Tensor] = None
+    ) -> Tuple[Optional[torch.Tensor], ...]:
         """Gradients of query, key, value and attn_bias in float32, rounded to their dtypes at the end."""
         form, (query, key, value, attn_mask, attn_bias) = ctx.form, ctx.saved_tensors
         group = form.heads // form.heads_kv
@@ -324,7 +361,10 @@ class _EagerAttention(torch.autograd.Function):
         q, k, v, grad = (head_major(tensor) for tensor in (query, key, value, grad_out))
         weights = _weights(form, form.scale * (q @ k.transpose(2, 3)), attn_mask, attn_bias)
         grad_weights = grad @ v.transpose(2, 3)
-        grad_scores = weights * (grad_weights - (weights * grad_weights).sum(dim=-1, keepdim=True))
+        grad_of_sum = (weights * grad_weights).sum(dim=-1, keepdim=True)
+        if grad_lse is not None:
+            grad_of_sum = grad_of_sum - grad_lse[..., None]
+        grad_scores = weights * (grad_weights - grad_of_sum)
         grads = (
             form.scale * (grad_scores @ k).transpose(1, 2),
             form.scale * over_kv_heads(grad_scores.transpose(2, 3) @ q),
@@ -366,7 +406,7 @@ def _attend_compiled(
     value: torch.Tensor,
     attn_mask: Optional[torch.Tensor],
     attn_bias: Optional[torch.Tensor],
-) -> torch.Tensor:
+) -> Outputs:
     head_dim = query.shape[3]
     # Backward writes gradients by the strides of their tensors, which a repeated row would make collide.
     query, key, value = (tensor if _is_injective(tensor) else tensor.contiguous() for tensor in (query, key, value))
@@ -374,12 +414,16 @@ def _attend_compiled(
         query, key, value = (F.pad(tensor, (0, SMALLEST_HEAD_DIM - head_dim)) for tensor in (query, key, value))
     tensors = (query, key, value, attn_mask, attn_bias, _diagonal(form, query, key))
     if torch.compiler.is_compiling():
-        out = _attend(form, *tensors)  # becomes a part of the graph that the caller compiles
+        results = _attend(form, *tensors)  # becomes a part of the graph that the caller compiles
     else:
         records = torch.is_grad_enabled()
         signature = tuple(None if t is None else (t.dtype, records and t.requires_grad) for t in tensors)
-        out = _compiled(form, query.shape[3], signature)(*tensors)
-    return out[..., :head_dim].contiguous() if head_dim < SMALLEST_HEAD_DIM else out
+        results = _compiled(form, query.shape[3], signature)(*tensors)
+    if head_dim >= SMALLEST_HEAD_DIM:
+        return results
+    out, *lse = results if form.return_lse else (results,)
+    out = out[..., :head_dim].contiguous()
+    return (out, *lse) if form.return_lse else out
 
 
 def _is_injective(tensor: torch.Tensor) -> bool:
@@ -387,10 +431,10 @@ def _is_injective(tensor: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=COMPILED_CALLS)
-def _compiled(form: CallForm, head_dim: int, signature: Tuple[Any, ...]) -> Callable[..., torch.Tensor]:
+def _compiled(form: CallForm, head_dim: int, signature: Tuple[Any, ...]) -> Callable[..., Outputs]:
     """A compiled :func:`_attend` for calls of one form; it recompiles for lengths and strides only."""
 
-    def attend(*tensors: Optional[torch.Tensor]) -> torch.Tensor:
+    def attend(*tensors: Optional[torch.Tensor]) -> Outputs:
         return _attend(form, *tensors)
 
     # torch.compile counts recompilations, up to a limit, by code object, and remembers which sizes vary by its name:

@@ -32,7 +32,5 @@ def _cuda_unsupported_reasons(kind: CallKind) -> List[str]:
     return reasons if device is None else [device, *reasons]
 
 
-cuda = Backend(
-    "cuda", "cuda", _cuda_unavailable_reason, flash_dmattn_func, _cuda_unsupported_reasons, returns_lse=True
-)
-cpu = Backend("cpu", "cpu", lambda: None, flash_dmattn_func, returns_lse=True)
+cuda = Backend("cuda", "cuda", _cuda_unavailable_reason, flash_dmattn_func, _cuda_unsupported_reasons)
+cpu = Backend("cpu", "cpu", lambda: None, flash_dmattn_func)

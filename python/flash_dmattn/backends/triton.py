@@ -3,7 +3,7 @@
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -26,7 +26,9 @@ def triton_dmattn_func(
     is_causal: Optional[bool] = None,
     softcap: Optional[float] = None,
     deterministic: Optional[bool] = None,
-) -> torch.Tensor:
+    *,
+    return_lse: bool = False,
+) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
     """Attention with a mask and a bias, by kernels in Triton.
 
     The arguments and the result are those of :func:`flash_dmattn.flash_dmattn_func`, but for what is said here. Nothing
@@ -53,12 +55,17 @@ def triton_dmattn_func(
     softcap, deterministic : optional
         Checked, and ignored: only libfdma has them. Gradients are reproducible all the same, but for that of a bias
         that is summed over the batch or over heads, which uses atomic additions.
+    return_lse : bool
+        Return the lse too.
 
     Returns
     -------
-    torch.Tensor
+    out : torch.Tensor
         ``(B, Lq, H, D)``, contiguous, of the dtype of `query`; zeros where a row sees no key. Differentiable once in
         `query`, `key`, `value` and `attn_bias`.
+    lse : torch.Tensor
+        With `return_lse`: ``(B, H, Lq)``, float32, the natural logarithm of the sum of exponentials of the scores that
+        a row sees; -inf for a row that sees no key. Differentiable once in `query`, `key` and `attn_bias`.
 
     Raises
     ------
@@ -83,7 +90,7 @@ def triton_dmattn_func(
     ...     assert triton_dmattn_func(query, key, value, attn_mask=keep, attn_bias=bias).shape == query.shape
     """
     _require_available()
-    check_call(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic)
+    check_call(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, return_lse)
     _check_device(query)
     arguments = (
         query,
@@ -95,9 +102,11 @@ def triton_dmattn_func(
         bool(is_causal),
     )
     if needs_gradient((query, key, value), attn_bias):
-        return _TritonAttention.apply(*arguments)
-    with _device_guard(query):
-        return _kernels().attention_forward(*arguments)[0]
+        out, lse = _TritonAttention.apply(*arguments)
+    else:
+        with _device_guard(query):
+            out, lse, _ = _kernels().attention_forward(*arguments)
+    return (out, lse) if return_lse else out
 
 
 class _TritonAttention(torch.autograd.Function):
@@ -113,25 +122,43 @@ class _TritonAttention(torch.autograd.Function):
         attn_bias: Optional[torch.Tensor],
         scale: float,
         is_causal: bool,
-    ) -> torch.Tensor:
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Run attention and keep what backward reads."""
         with _device_guard(query):
             out, lse, packed_mask = _kernels().attention_forward(
                 query, key, value, attn_mask, attn_bias, scale, is_causal
             )
-        ctx.save_for_backward(query, key, value, packed_mask, attn_bias, out, lse)
+        # The dense mask itself is not kept.
+        ctx.save_for_backward(query, key, value, attn_bias, out, lse, *(packed_mask or ()))
         ctx.options = (scale, is_causal)
-        return out
+        # So that a gradient that lse does not have costs nothing.
+        ctx.set_materialize_grads(False)
+        return out, lse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(
+        ctx: Any, grad_out: Optional[torch.Tensor], grad_lse: Optional[torch.Tensor]
+    ) -> Tuple[Optional[torch.Tensor], ...]:
         """Compute the gradients that are needed, in the order of forward's arguments."""
-        saved = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return (None,) * 7
+        query, key, value, attn_bias, out, lse, *packed_mask = ctx.saved_tensors
         needs_query, needs_key, needs_value, _, needs_bias = ctx.needs_input_grad[:5]
-        with _device_guard(grad_out):
-            grad_query, grad_key, grad_value, grad_bias = _kernels().attention_backward(
-                grad_out, *saved, *ctx.options, needs=(needs_query, needs_key, needs_value, needs_bias)
+        kernels = _kernels()
+        with _device_guard(query):
+            grad_query, grad_key, grad_value, grad_bias = kernels.attention_backward(
+                grad_out,
+                grad_lse,
+                query,
+                key,
+                value,
+                kernels.PackedMask(*packed_mask) if packed_mask else None,
+                attn_bias,
+                out,
+                lse,
+                *ctx.options,
+                needs=(needs_query, needs_key, needs_value, needs_bias),
             )
         return grad_query, grad_key, grad_value, None, grad_bias, None, None
 

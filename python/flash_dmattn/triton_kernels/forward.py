@@ -3,7 +3,20 @@
 import triton
 import triton.language as tl
 
-from flash_dmattn.triton_kernels.tiles import LN2, LOG2E, load_bias, load_heads, load_words, mask_visible
+from flash_dmattn.triton_kernels.tiles import (
+    LN2,
+    LOG2E,
+    RUN_TIME_INTEGERS,
+    find_tile,
+    key_tiles_of_rows,
+    load_bias,
+    load_heads,
+    load_words,
+    mask_visible,
+)
+
+SMALLEST_SCALE = tl.constexpr(2.0**-100)
+"""Weighs all keys alike, as 0 does; but 0 times -inf, the score of a hidden key, is NaN."""
 
 
 @triton.jit
@@ -14,75 +27,72 @@ def _forward_steps(
     query,
     key_base,
     value_base,
+    tiles,
     words,
     bias,
     word_rows,
     bias_rows,
     rows,
-    first_key,
-    end_key,
+    first_index,
+    end_index,
     stride_kn,
     stride_vn,
     scale,
+    log2_unit,
     len_k,
-    causal_offset,
+    bias_end,
+    diagonal,
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr,
     EDGE: tl.constexpr,  # whether keys of these tiles may be past len_k or hidden by causality
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Online softmax over the keys [first_key, end_key)."""
+    """Online softmax over the tiles of keys [first_index, end_index)."""
     dims = tl.arange(0, BLOCK_D)
-    for start in range(first_key, end_key, BLOCK_N):
+    for index in range(first_index, end_index):
+        start = find_tile(tiles, index, HAS_MASK) * BLOCK_N
         keys = start + tl.arange(0, BLOCK_N)
-        low = 0
-        high = 0
-        alive = True
+        # Keys past the end repeat the last one: their scores are hidden, and no load needs a condition.
+        positions = (tl.minimum(keys, len_k - 1) if EDGE else keys).to(tl.int64)
+        key_ptrs = key_base + (dims[:, None] + positions[None, :] * stride_kn)
+        key = load_heads(key_ptrs, dims[:, None], HEAD_DIM, BLOCK_D)
+        scores = tl.dot(query, key, input_precision="ieee")
+        if HAS_BIAS:
+            tile = load_bias(bias, bias_rows[:, None], keys[None, :], bias_end, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
+            scores = scores * scale + tile
         if HAS_MASK:
             low, high = load_words(words, word_rows, start, BLOCK_N)
-            alive = tl.max(((low | high) != 0).to(tl.int32), axis=0) != 0
-        if alive:
-            # Rows past the end repeat the last one: their scores are hidden, and no load needs a condition.
-            positions = (tl.minimum(keys, len_k - 1) if EDGE else keys).to(tl.int64)
-            key_ptrs = key_base + (dims[:, None] + positions[None, :] * stride_kn)
-            key = load_heads(key_ptrs, dims[:, None], HEAD_DIM, BLOCK_D)
-            scores = tl.dot(query, key, input_precision="ieee") * scale
-            if HAS_BIAS:
-                inside = keys[None, :] < len_k
-                scores += load_bias(bias, bias_rows[:, None], keys[None, :], inside, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
-            if HAS_MASK:
-                visible = mask_visible(low[:, None], high[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N)
-                scores = tl.where(visible, scores, -float("inf"))
-            if EDGE:
-                inside = keys[None, :] < len_k
-                if IS_CAUSAL:
-                    inside = inside & (keys[None, :] <= rows[:, None] + causal_offset)
-                scores = tl.where(inside, scores, -float("inf"))
+            visible = mask_visible(low[:, None], high[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N)
+            scores = tl.where(visible, scores, -float("inf"))
+        if EDGE:
+            inside = (keys[None, :] < len_k) & (keys[None, :] <= rows[:, None] + diagonal)
+            scores = tl.where(inside, scores, -float("inf"))
 
-            new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-            # A row that has seen nothing yet has the maximum -inf; shifted by 0 its exponentials are 0, not NaN.
-            shift = tl.where(new_max == -float("inf"), 0.0, new_max) * LOG2E
-            probabilities = tl.exp2(scores * LOG2E - shift[:, None])
-            rescale = tl.exp2(row_max * LOG2E - shift)
-            row_sum = row_sum * rescale + tl.sum(probabilities, axis=1)
-            value_ptrs = value_base + (positions[:, None] * stride_vn + dims[None, :])
-            value = load_heads(value_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
-            acc = tl.dot(probabilities.to(value.dtype), value, acc * rescale[:, None], input_precision="ieee")
-            row_max = new_max
+        new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+        # A row that has seen nothing yet has the maximum -inf; shifted by 0 its exponentials are 0, not NaN.
+        shift = tl.where(new_max == -float("inf"), 0.0, new_max) * log2_unit
+        probabilities = tl.exp2(scores * log2_unit - shift[:, None])
+        rescale = tl.exp2(row_max * log2_unit - shift)
+        row_sum = row_sum * rescale + tl.sum(probabilities, axis=1)
+        value_ptrs = value_base + (positions[:, None] * stride_vn + dims[None, :])
+        value = load_heads(value_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
+        acc = tl.dot(probabilities.to(value.dtype), value, acc * rescale[:, None], input_precision="ieee")
+        row_max = new_max
     return acc, row_sum, row_max
 
 
-@triton.jit(do_not_specialize=["scale", "heads", "heads_kv", "mask_heads", "bias_heads", "len_q", "len_k"])
+@triton.jit(do_not_specialize=RUN_TIME_INTEGERS)
 def attention_forward_kernel(
     query,  # (B, Lq, H, D)
     key,  # (B, Lk, H_kv, D)
     value,  # (B, Lk, H_kv, D)
     words,  # ({B|1}, {H|H_kv|1}, {Lq|1}, words), int64, or None
+    tiles,  # ({B|1}, {H|H_kv|1}, tiles of rows, tiles of keys), int32: those that are alive, or None
+    tile_counts,  # ({B|1}, {H|H_kv|1}, tiles of rows, 2), int32, or None
     bias,  # ({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1}), or None
     out,  # (B, Lq, H, D)
     lse,  # (B, H, Lq), float32, contiguous
@@ -101,6 +111,7 @@ def attention_forward_kernel(
     stride_wb,
     stride_wh,
     stride_wm,
+    stride_tb,  # of the lists of tiles, in lists
     stride_bb,
     stride_bh,
     stride_bm,
@@ -111,27 +122,29 @@ def attention_forward_kernel(
     bias_heads,
     len_q,
     len_k,
+    diagonal,  # row r sees keys up to r + diagonal
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr,
+    BIAS_STEP: tl.constexpr,  # a divisor of len_k, for wide loads of the bias
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Write `out` and `lse` of BLOCK_M rows of one head."""
-    row_blocks = tl.cdiv(len_q, BLOCK_M)
+    row_tiles = tl.cdiv(len_q, BLOCK_M)
     pid = tl.program_id(0)
     # Last rows first: under causality they take longest.
-    row_start = (row_blocks - 1 - pid % row_blocks) * BLOCK_M
-    plane = (pid // row_blocks).to(tl.int64)
+    row_tile = row_tiles - 1 - pid % row_tiles
+    first_row = row_tile * BLOCK_M
+    plane = (pid // row_tiles).to(tl.int64)
     batch = plane // heads
     head = plane % heads
     head_kv = head // (heads // heads_kv)
 
-    rows = row_start + tl.arange(0, BLOCK_M)
+    rows = first_row + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     # Rows past the end repeat the last one and are not stored.
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
@@ -142,23 +155,25 @@ def attention_forward_kernel(
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
-        words += batch * stride_wb + head // (heads // mask_heads) * stride_wh
+        mask_head = head // (heads // mask_heads)
+        words += batch * stride_wb + mask_head * stride_wh
         word_rows = positions * stride_wm
+        tile_list = batch * stride_tb + mask_head * row_tiles + row_tile
+        tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
+        tile_counts += tile_list * 2
     if HAS_BIAS:
         bias += batch * stride_bb + head // (heads // bias_heads) * stride_bh
         bias_rows = positions * stride_bm
-
-    causal_offset = len_k - len_q
-    full_end = len_k
-    end = len_k
-    if IS_CAUSAL:
-        full_end = tl.minimum(full_end, tl.maximum(row_start + 1 + causal_offset, 0))
-        end = tl.minimum(end, tl.maximum(row_start + BLOCK_M + causal_offset, 0))
-    full_end = full_end // BLOCK_N * BLOCK_N
+        unit = 1.0
+    else:
+        # Scores stay products of query and key: their maximum is that of the scaled ones where the scale is positive.
+        query_tile = tl.where(scale < 0.0, -query_tile, query_tile)
+        unit = tl.maximum(tl.abs(scale), SMALLEST_SCALE)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     row_max = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
+    full_end, end = key_tiles_of_rows(tile_counts, first_row, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
     for part in tl.static_range(2):
         acc, row_sum, row_max = _forward_steps(
             acc,
@@ -167,6 +182,7 @@ def attention_forward_kernel(
             query_tile,
             key_base,
             value_base,
+            tiles,
             words,
             bias,
             word_rows,
@@ -177,13 +193,14 @@ def attention_forward_kernel(
             stride_kn,
             stride_vn,
             scale,
+            unit * LOG2E,
             len_k,
-            causal_offset,
+            len_k // BIAS_STEP * BIAS_STEP,
+            diagonal,
             HAS_MASK,
             HAS_BIAS,
             BIAS_BY_ROW,
             BIAS_BY_KEY,
-            IS_CAUSAL,
             part == 1,
             HEAD_DIM,
             BLOCK_D,
@@ -196,5 +213,5 @@ def attention_forward_kernel(
     inside = rows < len_q
     out_ptrs = out + batch * stride_ob + head * stride_oh + positions[:, None] * stride_om + dims[None, :]
     tl.store(out_ptrs, acc.to(out.dtype.element_ty), mask=inside[:, None] & (dims < HEAD_DIM)[None, :])
-    row_lse = tl.where(dead, -float("inf"), row_max + tl.log2(row_sum) * LN2)
+    row_lse = tl.where(dead, -float("inf"), row_max * unit + tl.log2(row_sum) * LN2)
     tl.store(lse + plane * len_q + rows, row_lse, mask=inside)

@@ -1,4 +1,4 @@
-"""What the kernels share: how a tile of scores is loaded and which of its scores are visible."""
+"""What the kernels share: which tiles of scores they walk, how one is loaded and which of its scores are visible."""
 
 import triton
 import triton.language as tl
@@ -7,6 +7,21 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 WORD_KEYS = tl.constexpr(64)
 """Keys to a word of the packed mask."""
+RUN_TIME_INTEGERS = [
+    "stride_wb",
+    "stride_wh",
+    "stride_wm",
+    "stride_tb",
+    "scale",
+    "heads",
+    "heads_kv",
+    "mask_heads",
+    "bias_heads",
+    "len_q",
+    "len_k",
+    "diagonal",
+]
+"""Arguments of the kernels that walk tiles for whose values nothing is compiled anew. Other strides tell alignment."""
 
 
 @triton.jit
@@ -19,22 +34,20 @@ def load_heads(ptrs, dims, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def load_bias(
-    bias, row_offsets, key_offsets, key_inside, BY_ROW: tl.constexpr, BY_KEY: tl.constexpr, EDGE: tl.constexpr
-):
+def load_bias(bias, row_offsets, keys, key_end, BY_ROW: tl.constexpr, BY_KEY: tl.constexpr, EDGE: tl.constexpr):
     """Load the bias of a tile, in float32, of extent 1 in the dimensions it broadcasts.
 
-    `row_offsets` and `key_offsets` are 2-dimensional, each of extent 1 in the other's dimension, in either order.
+    `row_offsets` and `keys` are 2-dimensional, each of extent 1 in the other's dimension, in either order.
     """
     ptrs = bias
     if BY_ROW:
         ptrs += row_offsets
     if BY_KEY:
-        ptrs += key_offsets
+        ptrs += keys
     if not BY_ROW and not BY_KEY:
         ptrs += row_offsets * 0
     if BY_KEY and EDGE:
-        tile = tl.load(ptrs, mask=key_inside, other=0.0)
+        tile = tl.load(ptrs, mask=keys < key_end, other=0.0)
     else:
         tile = tl.load(ptrs)
     return tile.to(tl.float32)
@@ -49,8 +62,7 @@ def load_words(words, row_offsets, first_key, BLOCK_N: tl.constexpr):
         return low, tl.load(words + row_offsets + first + 1)
     else:
         if BLOCK_N < WORD_KEYS:
-            # A tile begins and ends within a word; the bits of its neighbours do not count.
-            low = (low >> tl.cast(first_key - first * WORD_KEYS, tl.int64)) & ((1 << BLOCK_N) - 1)
+            low = low >> tl.cast(first_key - first * WORD_KEYS, tl.int64)
         return low, low
 
 
@@ -64,4 +76,39 @@ def mask_visible(low, high, columns, BLOCK_N: tl.constexpr):
     half = word.to(tl.int32)
     if BLOCK_N > 32:
         half = tl.where(columns % WORD_KEYS < 32, half, (word >> 32).to(tl.int32))
-    return ((half >> (columns % 32)) & 1) != 0
+    return (half & (1 << (columns % 32))) != 0
+
+
+@triton.jit
+def find_tile(tiles, index, HAS_TILES: tl.constexpr):
+    """Return the tile at a position of a list of those that are alive; without a list all are."""
+    if HAS_TILES:
+        return tl.load(tiles + index)
+    else:
+        return index
+
+
+@triton.jit
+def key_tiles_of_rows(counts, first_row, len_k, diagonal, HAS_TILES: tl.constexpr, BLOCK_M, BLOCK_N: tl.constexpr):
+    """Return the number of full tiles, which come first, and the number of all tiles that BLOCK_M rows walk."""
+    if HAS_TILES:
+        return tl.load(counts), tl.load(counts + 1)
+    else:
+        full = tl.minimum(len_k, tl.maximum(first_row + 1 + diagonal, 0)) // BLOCK_N
+        return full, tl.cdiv(tl.minimum(len_k, tl.maximum(first_row + BLOCK_M + diagonal, 0)), BLOCK_N)
+
+
+@triton.jit
+def row_tiles_of_keys(
+    counts, first_key, len_q, len_k, diagonal, HAS_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N
+):
+    """Return the first tile that BLOCK_N keys walk, the first of the full ones, which come last, and the end."""
+    if HAS_TILES:
+        end = tl.load(counts + 1)
+        return 0, end - tl.load(counts), end
+    else:
+        end = tl.cdiv(len_q, BLOCK_M)
+        last_key = first_key + BLOCK_N - 1
+        first = tl.minimum(tl.maximum(first_key - diagonal, 0) // BLOCK_M, end)
+        full = tl.minimum(tl.cdiv(tl.maximum(last_key - diagonal, 0), BLOCK_M), end)
+        return first, (full if last_key < len_k else end), end
