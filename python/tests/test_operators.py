@@ -17,6 +17,7 @@ from flash_dmattn import (
     ops,
 )
 from flash_dmattn.testing.cases import CASES, Case
+from flash_dmattn.testing.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(operators.UNAVAILABLE is not None, reason=str(operators.UNAVAILABLE))
 
@@ -88,19 +89,6 @@ def assert_all_equal(actual: Tuple[torch.Tensor, ...], expected: Tuple[torch.Ten
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected)):
         assert torch.equal(a, e), f"result {index}"
-
-
-class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-    """Keeps the calls of this package's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == operators.NAMESPACE:
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 def detached(arguments: Tuple[Any, ...]) -> Tuple[Any, ...]:

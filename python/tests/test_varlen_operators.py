@@ -9,25 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flash_dmattn import flash_dmattn_varlen_func, operators
 from flash_dmattn.testing.cases import VARLEN_CASES, VarlenCase
+from flash_dmattn.testing.recorder import Recorder
 from flash_dmattn.testing.reference import call_with_gradients
 
 pytestmark = pytest.mark.skipif(operators.UNAVAILABLE is not None, reason=str(operators.UNAVAILABLE))
 
 CASE = VarlenCase("flops", lengths_q=(40, 0, 7), lengths_k=(30, 9, 80), heads=4, spare_q=3, slack_k=9)
 PRODUCTS = 2 * 4 * 32 * (40 * 30 + 7 * 80)  # FLOP of one product of matrices
-
-
-class Seen(torch.utils._python_dispatch.TorchDispatchMode):
-    """Watches calls, so that they go through operators; keeps the names of this package's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == operators.NAMESPACE:
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 def paged_call() -> Dict[str, Any]:
@@ -51,9 +39,9 @@ def test_operator_equals_the_direct_call(case: VarlenCase) -> None:
     grads = (case.grad_out(torch.float32, "cpu"), case.grad_lse("cpu"))
     options = {**case.options, "deterministic": True, "return_lse": True}
     expected = call_with_gradients(flash_dmattn_varlen_func, inputs, options, grads)
-    with Seen() as seen:
+    with Recorder() as recorder:
         actual = call_with_gradients(flash_dmattn_varlen_func, inputs, options, grads)
-    assert [func._opname for func, _ in seen.calls] == ["attention_varlen", "attention_varlen_backward"]
+    assert [func._opname for func, _ in recorder.calls] == ["attention_varlen", "attention_varlen_backward"]
     for tensor, expected_tensor in zip(actual.out, expected.out):
         assert torch.equal(tensor, expected_tensor)
     for name, grad in expected.grads.items():
@@ -61,9 +49,9 @@ def test_operator_equals_the_direct_call(case: VarlenCase) -> None:
 
 
 def test_opcheck_of_pages() -> None:
-    with Seen() as seen:
+    with Recorder() as recorder:
         flash_dmattn_varlen_func(**paged_call(), is_causal=True)
-    ((func, arguments),) = seen.calls
+    ((func, arguments),) = recorder.calls
     torch.library.opcheck(func, arguments)
 
 
@@ -96,7 +84,7 @@ def test_compiled_bounds_that_change_are_not_compiled_again() -> None:
 def test_gradients_of_pages_are_refused_by_the_operator_too() -> None:
     call = paged_call()
     call["key"].requires_grad_()
-    with Seen(), pytest.raises(RuntimeError, match="block_table is given and a gradient of key is asked for"):
+    with Recorder(), pytest.raises(RuntimeError, match="block_table is given and a gradient of key is asked for"):
         flash_dmattn_varlen_func(**call)
     tensors, sequences = list(call.values())[:3], list(call.values())[3:]
     with pytest.raises(RuntimeError, match="block_table is given and a gradient of key is asked for"):
