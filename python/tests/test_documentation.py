@@ -23,7 +23,7 @@ def run_example(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(
-    "module", ["attention", "auto", "backends", "backends.flex", "backends.triton", "explanation", "packed", "varlen"]
+    "module", ["attention", "auto", "backends", "backends.flex", "backends.triton", "explanation"]
 )
 def test_docstring_examples(module: str) -> None:
     torch.manual_seed(0)
