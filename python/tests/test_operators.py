@@ -14,11 +14,13 @@ from flash_dmattn import (
     flash_dmattn_func_auto,
     flash_dmattn_kvpacked_func,
     flash_dmattn_qkvpacked_func,
+    flash_dmattn_varlen_func,
     operators,
     ops,
 )
 from flash_dmattn.backends import libfdma
 from flash_dmattn.testing.cases import CASES, Case
+from flash_dmattn.testing.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(operators.UNAVAILABLE is not None, reason=str(operators.UNAVAILABLE))
 
@@ -26,8 +28,22 @@ PLACES = [
     pytest.param(("cpu", torch.float32), id="cpu"),
     pytest.param(("cuda", torch.bfloat16), id="cuda", marks=pytest.mark.gpu),
 ]
-FORMS = ["", "_kvpacked", "_qkvpacked"]
-FUNCTIONS = {"": flash_dmattn_func, "_kvpacked": flash_dmattn_kvpacked_func, "_qkvpacked": flash_dmattn_qkvpacked_func}
+
+
+def varlen(query, key, value, attn_mask=None, attn_bias=None, **options):
+    """Two sequences, of a quarter and of three quarters of the bound; half of the rows belong to none."""
+    bound = query.shape[0] // 2
+    offsets = torch.arange(3, device=query.device) ** 2 * (bound // 4)
+    return flash_dmattn_varlen_func(query, key, value, attn_mask, attn_bias, offsets, offsets, bound, bound, **options)
+
+
+FUNCTIONS = {
+    "": flash_dmattn_func,
+    "_kvpacked": flash_dmattn_kvpacked_func,
+    "_qkvpacked": flash_dmattn_qkvpacked_func,
+    "_varlen": varlen,
+}
+FORMS = list(FUNCTIONS)
 OPTIONS = {"is_causal": True, "deterministic": True}
 
 
@@ -48,6 +64,7 @@ def tensors_of(form: str, place, length: int = 40, requires_grad: bool = True) -
         "": [(2, length, 4, 16), (2, length, 2, 16), (2, length, 2, 16)],
         "_kvpacked": [(2, length, 4, 16), (2, length, 2, 2, 16)],
         "_qkvpacked": [(2, length, 3, 4, 16)],
+        "_varlen": [(2 * length, 4, 16), (2 * length, 2, 16), (2 * length, 2, 16)],
     }[form]
     generator = torch.Generator().manual_seed(length)
     made = (torch.randn(shape, generator=generator).to(device=device, dtype=dtype) for shape in shapes)
@@ -75,19 +92,6 @@ def assert_all_equal(actual: Tuple[torch.Tensor, ...], expected: Tuple[torch.Ten
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected)):
         assert torch.equal(a, e), f"result {index}"
-
-
-class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-    """Keeps the calls of this package's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == operators.NAMESPACE:
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 def detached(arguments: Tuple[Any, ...]) -> Tuple[Any, ...]:
@@ -328,7 +332,7 @@ def test_autocast_of_another_device_changes_nothing() -> None:
         assert flash_dmattn_func(query, query, query).dtype == torch.float32
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["", "_kvpacked", "_qkvpacked"])
 def test_flops_are_counted_as_those_of_torch(form) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
