@@ -33,9 +33,6 @@ SIGNATURES = {
 }
 WATCHED = ("flash_dmattn_varlen_func", "triton_dmattn_func", "flex_dmattn_func")
 ROWS = 32  # query rows that are compared in each place
-NEEDS_VARLEN = pytest.mark.skipif(
-    not hasattr(flash_dmattn, "flash_dmattn_varlen_func"), reason="this version has no flash_dmattn_varlen_func"
-)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile"),
@@ -109,8 +106,7 @@ def place(request, monkeypatch) -> Iterator[Place]:
     auto = flash_dmattn.flash_dmattn_func_auto
     monkeypatch.setattr(flash_dmattn, "flash_dmattn_func_auto", lambda backend=None: place.watch(auto(backend)))
     for name in WATCHED:
-        if hasattr(flash_dmattn, name):
-            monkeypatch.setattr(flash_dmattn, name, place.watch(getattr(flash_dmattn, name)))
+        monkeypatch.setattr(flash_dmattn, name, place.watch(getattr(flash_dmattn, name)))
     yield place
     place.calls.clear()
     torch.autograd.set_detect_anomaly(False)
@@ -176,11 +172,7 @@ QKV = (("query", "q"), ("key", "k"), ("value", "v"))
 
 @pytest.mark.parametrize(
     ("heading", "name"),
-    [
-        pytest.param(heading, name, id=name, marks=[NEEDS_VARLEN] if "varlen" in name else [])
-        for heading, names in SIGNATURES.items()
-        for name in names
-    ],
+    [pytest.param(heading, name, id=name) for heading, names in SIGNATURES.items() for name in names],
 )
 def test_signature(heading: str, name: str) -> None:
     names: Dict[str, Any] = {"torch": torch, "Optional": Optional}
@@ -242,14 +234,12 @@ def test_grouped_query_attention(place) -> None:
     assert_calls_match_reference(place, 1)
 
 
-@NEEDS_VARLEN
 def test_variable_length_sequences(place) -> None:
     names = place.run("Variable Length Sequences (CUDA backend)", {"512": "32", "1024": "64", "768": "48"})
     assert names["cu"].dtype == torch.int64
     assert_sequences_match_reference(place, names["seq_lens"])
 
 
-@NEEDS_VARLEN
 def test_mixed_sequence_lengths_without_padding(place) -> None:
     given = {"torch": torch, "num_heads": 16, "head_dim": 128, "device": place.device, "dtype": torch.bfloat16}
     scaled = {"8192": "128", "16384": "256", "4096": "64"}
