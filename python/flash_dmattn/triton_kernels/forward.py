@@ -6,7 +6,7 @@ import triton.language as tl
 from flash_dmattn.triton_kernels.tiles import (
     LN2,
     LOG2E,
-    RUN_TIME_INTEGERS,
+    RUN_TIME_NUMBERS,
     find_tile,
     key_tiles_of_rows,
     load_bias,
@@ -46,6 +46,7 @@ def _forward_steps(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
+    SCALE_IS_NEGATIVE: tl.constexpr,
     EDGE: tl.constexpr,  # whether keys of these tiles may be past len_k or hidden by causality
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -61,6 +62,8 @@ def _forward_steps(
         key_ptrs = key_base + (dims[:, None] + positions[None, :] * stride_kn)
         key = load_heads(key_ptrs, dims[:, None], HEAD_DIM, BLOCK_D)
         scores = tl.dot(query, key, input_precision="ieee")
+        if SCALE_IS_NEGATIVE:
+            scores = -scores
         if HAS_BIAS:
             tile = load_bias(bias, bias_rows[:, None], keys[None, :], bias_end, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
             scores = scores * scale + tile
@@ -85,7 +88,7 @@ def _forward_steps(
     return acc, row_sum, row_max
 
 
-@triton.jit(do_not_specialize=RUN_TIME_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def attention_forward_kernel(
     query,  # (B, Lq, H, D)
     key,  # (B, Lk, H_kv, D)
@@ -115,7 +118,7 @@ def attention_forward_kernel(
     stride_bb,
     stride_bh,
     stride_bm,
-    scale,
+    scale,  # not negative: what SCALE_IS_NEGATIVE says is its sign
     heads,
     heads_kv,
     mask_heads,
@@ -127,7 +130,9 @@ def attention_forward_kernel(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    BIAS_STEP: tl.constexpr,  # a divisor of len_k, for wide loads of the bias
+    BIAS_STEP: tl.constexpr,  # in which strides of the bias are counted; divides len_k
+    HEADS_STEP: tl.constexpr,  # in which strides of (B, L, H, D) are counted
+    SCALE_IS_NEGATIVE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -148,10 +153,12 @@ def attention_forward_kernel(
     dims = tl.arange(0, BLOCK_D)
     # Rows past the end repeat the last one and are not stored.
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
-    query_ptrs = query + batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm + dims[None, :]
+    query_ptrs = (
+        query + (batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm) * HEADS_STEP + dims[None, :]
+    )
     query_tile = load_heads(query_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
-    key_base = key + batch * stride_kb + head_kv * stride_kh
-    value_base = value + batch * stride_vb + head_kv * stride_vh
+    key_base = key + (batch * stride_kb + head_kv * stride_kh) * HEADS_STEP
+    value_base = value + (batch * stride_vb + head_kv * stride_vh) * HEADS_STEP
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
@@ -162,13 +169,12 @@ def attention_forward_kernel(
         tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
         tile_counts += tile_list * 2
     if HAS_BIAS:
-        bias += batch * stride_bb + head // (heads // bias_heads) * stride_bh
-        bias_rows = positions * stride_bm
+        bias += (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
+        bias_rows = positions * stride_bm * BIAS_STEP
         unit = 1.0
     else:
         # Scores stay products of query and key: their maximum is that of the scaled ones where the scale is positive.
-        query_tile = tl.where(scale < 0.0, -query_tile, query_tile)
-        unit = tl.maximum(tl.abs(scale), SMALLEST_SCALE)
+        unit = tl.maximum(scale, SMALLEST_SCALE)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -190,8 +196,8 @@ def attention_forward_kernel(
             rows,
             0 if part == 0 else full_end,
             full_end if part == 0 else end,
-            stride_kn,
-            stride_vn,
+            stride_kn.to(tl.int64) * HEADS_STEP,
+            stride_vn.to(tl.int64) * HEADS_STEP,
             scale,
             unit * LOG2E,
             len_k,
@@ -201,6 +207,7 @@ def attention_forward_kernel(
             HAS_BIAS,
             BIAS_BY_ROW,
             BIAS_BY_KEY,
+            SCALE_IS_NEGATIVE,
             part == 1,
             HEAD_DIM,
             BLOCK_D,
@@ -211,7 +218,9 @@ def attention_forward_kernel(
     row_sum = tl.where(dead, 1.0, row_sum)
     acc = acc / row_sum[:, None]
     inside = rows < len_q
-    out_ptrs = out + batch * stride_ob + head * stride_oh + positions[:, None] * stride_om + dims[None, :]
+    out_ptrs = (
+        out + (batch * stride_ob + head * stride_oh + positions[:, None] * stride_om) * HEADS_STEP + dims[None, :]
+    )
     tl.store(out_ptrs, acc.to(out.dtype.element_ty), mask=inside[:, None] & (dims < HEAD_DIM)[None, :])
     row_lse = tl.where(dead, -float("inf"), row_max * unit + tl.log2(row_sum) * LN2)
     tl.store(lse + plane * len_q + rows, row_lse, mask=inside)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from flash_dmattn.triton_kernels.row_statistics import load_row_statistics, probabilities_of
 from flash_dmattn.triton_kernels.tiles import (
-    RUN_TIME_INTEGERS,
+    RUN_TIME_NUMBERS,
     find_tile,
     key_tiles_of_rows,
     load_bias,
@@ -98,7 +98,7 @@ def _query_gradient_steps(
     return grad_query, grad_bias_sum
 
 
-@triton.jit(do_not_specialize=RUN_TIME_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def query_gradient_kernel(
     query,  # (B, Lq, H, D)
     key,  # (B, Lk, H_kv, D)
@@ -146,7 +146,8 @@ def query_gradient_kernel(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    BIAS_STEP: tl.constexpr,  # a divisor of len_k, for wide loads of the bias
+    BIAS_STEP: tl.constexpr,  # in which strides of the bias are counted; divides len_k
+    HEADS_STEP: tl.constexpr,  # in which strides of (B, L, H, D) are counted
     NEEDS_QUERY: tl.constexpr,
     NEEDS_BIAS: tl.constexpr,
     BIAS_IS_FULL: tl.constexpr,  # each element of the bias belongs to one score
@@ -169,13 +170,17 @@ def query_gradient_kernel(
     rows = first_row + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
-    query_ptrs = query + batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm + dims[None, :]
+    query_ptrs = (
+        query + (batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm) * HEADS_STEP + dims[None, :]
+    )
     query_tile = load_heads(query_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
-    grad_out_ptrs = grad_out + batch * stride_gb + head * stride_gh + positions[:, None] * stride_gm + dims[None, :]
+    grad_out_ptrs = (
+        grad_out + (batch * stride_gb + head * stride_gh + positions[:, None] * stride_gm) * HEADS_STEP + dims[None, :]
+    )
     grad_out_tile = load_heads(grad_out_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
     row_lse, row_dot = load_row_statistics(lse + plane * len_q, row_dots + plane * len_q, rows, len_q)
-    key_base = key + batch * stride_kb + head_kv * stride_kh
-    value_base = value + batch * stride_vb + head_kv * stride_vh
+    key_base = key + (batch * stride_kb + head_kv * stride_kh) * HEADS_STEP
+    value_base = value + (batch * stride_vb + head_kv * stride_vh) * HEADS_STEP
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
@@ -186,10 +191,10 @@ def query_gradient_kernel(
         tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
         tile_counts += tile_list * 2
     if HAS_BIAS:
-        bias += batch * stride_bb + head // (heads // bias_heads) * stride_bh
-        bias_rows = positions * stride_bm
+        bias += (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
+        bias_rows = positions * stride_bm * BIAS_STEP
     if NEEDS_BIAS:
-        grad_bias += batch * stride_dbb + head // (heads // bias_heads) * stride_dbh
+        grad_bias += (batch * stride_dbb + head // (heads // bias_heads) * stride_dbh) * BIAS_STEP
 
     query_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     bias_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -210,12 +215,12 @@ def query_gradient_kernel(
             grad_bias,
             word_rows,
             bias_rows,
-            positions * stride_dbm,
+            positions * stride_dbm * BIAS_STEP,
             rows,
             0 if part == 0 else full_end,
             full_end if part == 0 else end,
-            stride_kn,
-            stride_vn,
+            stride_kn.to(tl.int64) * HEADS_STEP,
+            stride_vn.to(tl.int64) * HEADS_STEP,
             scale,
             len_q,
             len_k,
@@ -241,6 +246,6 @@ def query_gradient_kernel(
         tl.store(grad_query + offsets, (query_sum * scale).to(grad_query.dtype.element_ty), mask=store_mask)
     if NEEDS_BIAS and not BIAS_BY_KEY:
         if BIAS_BY_ROW:
-            tl.atomic_add(grad_bias + positions * stride_dbm, bias_sum, mask=inside, sem="relaxed")
+            tl.atomic_add(grad_bias + positions * stride_dbm * BIAS_STEP, bias_sum, mask=inside, sem="relaxed")
         else:
             tl.atomic_add(grad_bias, tl.sum(bias_sum, axis=0), sem="relaxed")

@@ -7,10 +7,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 WORD_KEYS = tl.constexpr(64)
 """Keys to a word of the packed mask."""
-RUN_TIME_INTEGERS = [
-    "stride_wb",
-    "stride_wh",
-    "stride_wm",
+RUN_TIME_NUMBERS = [
+    *(f"stride_{tensor}{dim}" for tensor in ("q", "o", "g") for dim in "bmh"),
+    *(f"stride_{tensor}{dim}" for tensor in ("k", "v") for dim in "bnh"),
+    *(f"stride_{tensor}{dim}" for tensor in ("w", "b", "db", "l") for dim in "bhm"),
     "stride_tb",
     "scale",
     "heads",
@@ -21,7 +21,7 @@ RUN_TIME_INTEGERS = [
     "len_k",
     "diagonal",
 ]
-"""Arguments of the kernels that walk tiles for whose values nothing is compiled anew. Other strides tell alignment."""
+"""Arguments for whose values nothing is compiled anew. Compile-time steps, which divide strides, tell alignment."""
 
 
 @triton.jit
