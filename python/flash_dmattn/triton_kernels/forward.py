@@ -12,7 +12,9 @@ from flash_dmattn.triton_kernels.tiles import (
     load_bias,
     load_heads,
     load_words,
+    mask_of_head,
     mask_visible,
+    rows_of_program,
 )
 
 SMALLEST_SCALE = tl.constexpr(2.0**-100)
@@ -139,17 +141,7 @@ def attention_forward_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Write `out` and `lse` of BLOCK_M rows of one head."""
-    row_tiles = tl.cdiv(len_q, BLOCK_M)
-    pid = tl.program_id(0)
-    # Last rows first: under causality they take longest.
-    row_tile = row_tiles - 1 - pid % row_tiles
-    first_row = row_tile * BLOCK_M
-    plane = (pid // row_tiles).to(tl.int64)
-    batch = plane // heads
-    head = plane % heads
-    head_kv = head // (heads // heads_kv)
-
-    rows = first_row + tl.arange(0, BLOCK_M)
+    row_tile, plane, batch, head, head_kv, rows = rows_of_program(heads, heads_kv, len_q, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     # Rows past the end repeat the last one and are not stored.
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
@@ -162,12 +154,20 @@ def attention_forward_kernel(
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
-        mask_head = head // (heads // mask_heads)
-        words += batch * stride_wb + mask_head * stride_wh
+        words, tiles, tile_counts = mask_of_head(
+            words,
+            tiles,
+            tile_counts,
+            batch,
+            head // (heads // mask_heads),
+            row_tile,
+            tl.cdiv(len_q, BLOCK_M),
+            tl.cdiv(len_k, BLOCK_N),
+            stride_wb,
+            stride_wh,
+            stride_tb,
+        )
         word_rows = positions * stride_wm
-        tile_list = batch * stride_tb + mask_head * row_tiles + row_tile
-        tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
-        tile_counts += tile_list * 2
     if HAS_BIAS:
         bias += (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
         bias_rows = positions * stride_bm * BIAS_STEP
@@ -179,7 +179,7 @@ def attention_forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     row_max = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
-    full_end, end = key_tiles_of_rows(tile_counts, first_row, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
+    full_end, end = key_tiles_of_rows(tile_counts, row_tile * BLOCK_M, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
     for part in tl.static_range(2):
         acc, row_sum, row_max = _forward_steps(
             acc,

@@ -14,6 +14,7 @@ from flash_dmattn.triton_kernels.tiles import (
     load_bias,
     load_heads,
     load_words,
+    mask_of_head,
     mask_visible,
     row_tiles_of_keys,
 )
@@ -177,11 +178,19 @@ def key_gradient_kernel(
         head_words = words
         head_bias = bias
         if HAS_MASK:
-            mask_head = head // (heads // mask_heads)
-            head_words = words + batch * stride_wb + mask_head * stride_wh
-            tile_list = batch * stride_tb + mask_head * key_tiles + key_tile
-            head_tiles = tiles + tile_list * tl.cdiv(len_q, BLOCK_M)
-            head_counts = tile_counts + tile_list * 2
+            head_words, head_tiles, head_counts = mask_of_head(
+                words,
+                tiles,
+                tile_counts,
+                batch,
+                head // (heads // mask_heads),
+                key_tile,
+                key_tiles,
+                tl.cdiv(len_q, BLOCK_M),
+                stride_wb,
+                stride_wh,
+                stride_tb,
+            )
         if HAS_BIAS:
             head_bias = bias + (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
         statistics = (batch * heads + head) * len_q

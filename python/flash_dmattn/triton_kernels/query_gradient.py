@@ -11,7 +11,9 @@ from flash_dmattn.triton_kernels.tiles import (
     load_bias,
     load_heads,
     load_words,
+    mask_of_head,
     mask_visible,
+    rows_of_program,
 )
 
 
@@ -157,17 +159,7 @@ def query_gradient_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Write the gradients of BLOCK_M rows of one head."""
-    row_tiles = tl.cdiv(len_q, BLOCK_M)
-    pid = tl.program_id(0)
-    # Last rows first: under causality they take longest.
-    row_tile = row_tiles - 1 - pid % row_tiles
-    first_row = row_tile * BLOCK_M
-    plane = (pid // row_tiles).to(tl.int64)
-    batch = plane // heads
-    head = plane % heads
-    head_kv = head // (heads // heads_kv)
-
-    rows = first_row + tl.arange(0, BLOCK_M)
+    row_tile, plane, batch, head, head_kv, rows = rows_of_program(heads, heads_kv, len_q, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
     query_ptrs = (
@@ -184,12 +176,20 @@ def query_gradient_kernel(
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
-        mask_head = head // (heads // mask_heads)
-        words += batch * stride_wb + mask_head * stride_wh
+        words, tiles, tile_counts = mask_of_head(
+            words,
+            tiles,
+            tile_counts,
+            batch,
+            head // (heads // mask_heads),
+            row_tile,
+            tl.cdiv(len_q, BLOCK_M),
+            tl.cdiv(len_k, BLOCK_N),
+            stride_wb,
+            stride_wh,
+            stride_tb,
+        )
         word_rows = positions * stride_wm
-        tile_list = batch * stride_tb + mask_head * row_tiles + row_tile
-        tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
-        tile_counts += tile_list * 2
     if HAS_BIAS:
         bias += (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
         bias_rows = positions * stride_bm * BIAS_STEP
@@ -198,7 +198,7 @@ def query_gradient_kernel(
 
     query_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     bias_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-    full_end, end = key_tiles_of_rows(tile_counts, first_row, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
+    full_end, end = key_tiles_of_rows(tile_counts, row_tile * BLOCK_M, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
     for part in tl.static_range(2):
         query_sum, bias_sum = _query_gradient_steps(
             query_sum,

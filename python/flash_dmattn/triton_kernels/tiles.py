@@ -80,6 +80,47 @@ def mask_visible(low, high, columns, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def rows_of_program(heads, heads_kv, len_q, BLOCK_M: tl.constexpr):
+    """Return what a program of BLOCK_M rows works on: its tile, plane, batch, head and kv head, and its rows.
+
+    Last rows first: under causality they take longest.
+    """
+    row_tiles = tl.cdiv(len_q, BLOCK_M)
+    pid = tl.program_id(0)
+    row_tile = row_tiles - 1 - pid % row_tiles
+    plane = (pid // row_tiles).to(tl.int64)
+    head = plane % heads
+    return (
+        row_tile,
+        plane,
+        plane // heads,
+        head,
+        head // (heads // heads_kv),
+        row_tile * BLOCK_M + tl.arange(0, BLOCK_M),
+    )
+
+
+@triton.jit
+def mask_of_head(
+    words,
+    tiles,
+    tile_counts,
+    batch,
+    mask_head,
+    outer_tile,
+    outer_tiles,
+    inner_tiles,
+    stride_wb,
+    stride_wh,
+    stride_tb,
+):
+    """Return the words of a head of the mask, and the list of tiles of one outer tile, with its counts."""
+    tile_list = batch * stride_tb + mask_head * outer_tiles + outer_tile
+    words += batch * stride_wb + mask_head * stride_wh
+    return words, tiles + tile_list * inner_tiles, tile_counts + tile_list * 2
+
+
+@triton.jit
 def find_tile(tiles, index, HAS_TILES: tl.constexpr):
     """Return the tile at a position of a list of those that are alive; without a list all are."""
     if HAS_TILES:
