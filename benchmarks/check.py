@@ -1,6 +1,6 @@
 """No timing without a right answer: each implementation is first compared with float32 eager attention.
 
-The comparison covers one kv head of the last batch entry, with all its query heads and every row, and finiteness
+The comparison covers one kv head of the last sequence, with all its query heads and every row, and finiteness
 everywhere. It tells a wrong kernel from a right one; how accurate a right one is, the tests say.
 """
 
@@ -43,15 +43,18 @@ class Reference:
         group = workload.heads // workload.heads_kv
         self.heads = range(self.kv_head * group, workload.heads)
         self.bound = BOUNDS[workload.dtype]
-        key = inputs.key.detach()[-1, :, self.kv_head].float().requires_grad_(with_gradients)
-        value = inputs.value.detach()[-1, :, self.kv_head].float().requires_grad_(with_gradients)
+        self._last_sequence = inputs.last_sequence
+        length = workload.sequence_lengths[-1]
+        key, value = (
+            inputs.last_sequence(tensor.detach())[:, self.kv_head].float().requires_grad_(with_gradients)
+            for tensor in (inputs.key, inputs.value)
+        )
         parts: dict[str, list[torch.Tensor]] = {"out": [], "query": [], "bias": []}
         sums = {"key": torch.zeros_like(key), "value": torch.zeros_like(value)}
         for head in self.heads:
-            for begin in range(0, workload.length, ROWS_AT_ONCE):
-                rows = slice(begin, min(begin + ROWS_AT_ONCE, workload.length))
+            for begin in range(0, length, ROWS_AT_ONCE):
+                rows = slice(begin, min(begin + ROWS_AT_ONCE, length))
                 self._add_rows(inputs, head, rows, key, value, parts, sums, with_gradients)
-        length = workload.length
         self.expected = {name: torch.cat(part).unflatten(0, (-1, length)) for name, part in parts.items() if part}
         if with_gradients:
             self.expected.update(sums)
@@ -59,13 +62,13 @@ class Reference:
     @staticmethod
     def _add_rows(inputs, head, rows, key, value, parts, sums, with_gradients) -> None:
         workload = inputs.workload
-        query = inputs.query.detach()[-1, rows, head].float().requires_grad_(with_gradients)
+        query = inputs.last_sequence(inputs.query.detach())[rows, head].float().requires_grad_(with_gradients)
         bias = _broadcast_head(inputs.bias, head)
         mask = _broadcast_head(inputs.mask, head)
         leaves = {"query": query, "key": key, "value": value}
         if bias is not None:
             bias = leaves["bias"] = bias.detach()[rows].float().requires_grad_(with_gradients)
-        visible = torch.ones(query.shape[0], workload.length, dtype=torch.bool, device=query.device)
+        visible = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=query.device)
         if mask is not None:
             visible = mask[rows] != 0
         if workload.is_causal:
@@ -74,9 +77,8 @@ class Reference:
         parts["out"].append(out.detach())
         if not with_gradients:
             return
-        grads = dict(
-            zip(leaves, torch.autograd.grad(out, tuple(leaves.values()), inputs.grad_out[-1, rows, head].float()))
-        )
+        grad_out = inputs.last_sequence(inputs.grad_out)[rows, head].float()
+        grads = dict(zip(leaves, torch.autograd.grad(out, tuple(leaves.values()), grad_out)))
         parts["query"].append(grads["query"])
         if bias is not None:
             parts["bias"].append(grads["bias"])
@@ -86,13 +88,16 @@ class Reference:
     def _slice(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         heads = slice(self.heads.start, self.heads.stop)
         if name in ("key", "value"):
-            return tensor[-1, :, self.kv_head]
+            return self._last_sequence(tensor)[:, self.kv_head]
         if name == "bias":
             return tensor[-1, heads]
-        return tensor[-1, :, heads].transpose(0, 1)
+        return self._last_sequence(tensor)[:, heads].transpose(0, 1)
 
     def fault(self, name: str, got: torch.Tensor) -> str | None:
         """What is wrong with a whole output or gradient, or None."""
+        if name == "qkv":  # (B, L, 3, H, D)
+            faults = (self.fault(part, grad) for part, grad in zip(("query", "key", "value"), got.unbind(2)))
+            return next((fault for fault in faults if fault), None)
         if not torch.isfinite(got).all():
             return f"{name} has values that are not finite"
         expected = self.expected[name]

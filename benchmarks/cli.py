@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     workloads = _chosen_workloads(args, device)
     impls = [impl for impl in IMPLS if not args.impls or impl.name in args.impls]
-    pairs = sum(workload.device in impl.devices for workload in workloads for impl in impls)
+    pairs = sum(impl.is_for(workload) for workload in workloads for impl in impls)
     overhead = None
     if args.host_overhead:
         from benchmarks import host_overhead

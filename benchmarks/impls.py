@@ -7,6 +7,7 @@ a call, `remark` says where the call does less than the contract asks.
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from dataclasses import dataclass, field
 from typing import Callable
@@ -14,12 +15,12 @@ from typing import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.workloads import Inputs, Workload, topk_mask
+from benchmarks.workloads import LAYOUTS, Inputs, Workload, topk_mask
 
 
 @dataclass
 class Call:
-    """`forward` gives (B, L, H, D); `leaves` are the tensors that backward differentiates, by name."""
+    """`forward` gives the output in the layout of query, `leaves` are what backward differentiates, by name."""
 
     forward: Callable[[], torch.Tensor]
     leaves: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -31,7 +32,11 @@ class Impl:
     name: str
     devices: tuple[str, ...] = ("cuda",)
     passes: tuple[str, ...] = ("fwd", "bwd")
+    layouts: tuple[str, ...] = ("apart",)
     compiles: bool = False  # tens of seconds for each workload: measured after everything that does not
+
+    def is_for(self, workload: Workload) -> bool:
+        return workload.device in self.devices and workload.layout in self.layouts
 
     def reason(self, workload: Workload) -> str | None:
         return None
@@ -51,8 +56,12 @@ def _import_reason(module: str, attribute: str) -> str | None:
     return None
 
 
-def _qkv(inputs: Inputs) -> dict[str, torch.Tensor]:
-    return {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+# What makes or is the function of a layout.
+FDMA_FUNCTIONS = {
+    "apart": "flash_dmattn_func_auto",
+    "qkvpacked": "flash_dmattn_qkvpacked_func",
+    "varlen": "flash_dmattn_varlen_func",
+}
 
 
 class Fdma(Impl):
@@ -62,9 +71,11 @@ class Fdma(Impl):
         self.name = name or backend
         self.devices = (device or backend,)
         self._backend = backend
+        if backend in ("cuda", "cpu"):  # libfdma, which alone has the other entry points
+            self.layouts = LAYOUTS
 
     def reason(self, workload: Workload) -> str | None:
-        unsupported = _import_reason("flash_dmattn", "flash_dmattn_func")
+        unsupported = _import_reason("flash_dmattn", FDMA_FUNCTIONS[workload.layout])
         if unsupported:
             return unsupported
         import flash_dmattn
@@ -74,21 +85,19 @@ class Fdma(Impl):
         return None if available else f"backend {self._backend} is not available (available: {backends})"
 
     def build(self, inputs: Inputs) -> Call:
-        from flash_dmattn import flash_dmattn_func_auto
+        import flash_dmattn
 
-        attention = flash_dmattn_func_auto(self._backend)
+        function = getattr(flash_dmattn, FDMA_FUNCTIONS[inputs.workload.layout])
+        if inputs.workload.layout == "apart":
+            function = function(self._backend)
+        masks = {"attn_mask": inputs.mask, "attn_bias": inputs.bias}
+        options = {**masks, **inputs.sequences, "is_causal": inputs.workload.is_causal}
+        tensors = tuple(inputs.leaves.values())
 
         def forward() -> torch.Tensor:
-            return attention(
-                inputs.query,
-                inputs.key,
-                inputs.value,
-                attn_mask=inputs.mask,
-                attn_bias=inputs.bias,
-                is_causal=inputs.workload.is_causal,
-            )
+            return function(*tensors, **options)
 
-        leaves = _qkv(inputs)
+        leaves = dict(inputs.leaves)
         if inputs.bias is not None:
             leaves["bias"] = inputs.bias
         return Call(forward, leaves)
@@ -110,7 +119,12 @@ class FdmaFlex(Fdma):
 
 
 class Sdpa(Impl):
-    """torch SDPA, forced to one of its backends; `backend` None leaves the choice to torch."""
+    """torch SDPA, forced to one of its backends; `backend` None leaves the choice to torch.
+
+    Of a packed tensor it is given views, and autograd puts their gradients together.
+    """
+
+    layouts = ("apart", "qkvpacked")
 
     def __init__(self, name: str, backend: str | None, devices: tuple[str, ...], *, masks: bool, bias_grad: bool):
         self.name = name
@@ -156,7 +170,7 @@ class Sdpa(Impl):
             with sdpa_kernel(getattr(SDPBackend, self._backend)):
                 return attend()
 
-        leaves = _qkv(inputs)
+        leaves = dict(inputs.leaves)
         if additive is not None and additive.requires_grad:
             leaves["bias"] = additive
         return Call(forward, leaves)
@@ -215,11 +229,18 @@ class Flex(Impl):
             )
             return out.transpose(1, 2)
 
-        return Call(forward, _qkv(inputs))
+        return Call(forward, dict(inputs.leaves))
 
 
 class FlashAttention(Impl):
     """FlashAttention-2 (flash_attn) or -4 (flash_attn.cute), where installed."""
+
+    layouts = LAYOUTS
+    _functions = {  # noqa: RUF012 (read only)
+        "apart": "flash_attn_func",
+        "qkvpacked": "flash_attn_qkvpacked_func",
+        "varlen": "flash_attn_varlen_func",
+    }
 
     def __init__(self, name: str, module: str):
         self.name = name
@@ -228,16 +249,42 @@ class FlashAttention(Impl):
     def reason(self, workload: Workload) -> str | None:
         if workload.mask or workload.bias:
             return "takes neither mask nor bias"
-        return _import_reason(self._module, "flash_attn_func")
+        return _import_reason(self._module, self._functions[workload.layout])
 
     def build(self, inputs: Inputs) -> Call:
-        flash_attn_func = importlib.import_module(self._module).flash_attn_func
+        function = getattr(importlib.import_module(self._module), self._functions[inputs.workload.layout])
+        options = {**inputs.sequences, "causal": inputs.workload.is_causal}
+        tensors = tuple(inputs.leaves.values())
 
         def forward() -> torch.Tensor:
-            out = flash_attn_func(inputs.query, inputs.key, inputs.value, causal=inputs.workload.is_causal)
+            out = function(*tensors, **options)
             return out[0] if isinstance(out, tuple) else out
 
-        return Call(forward, _qkv(inputs))
+        return Call(forward, dict(inputs.leaves))
+
+
+class TorchVarlen(Impl):
+    """torch's own attention of packed sequences, which is FlashAttention-2."""
+
+    name = "torch-varlen"
+    layouts = ("varlen",)
+
+    def reason(self, workload: Workload) -> str | None:
+        return _import_reason("torch.nn.attention.varlen", "varlen_attn")
+
+    def build(self, inputs: Inputs) -> Call:
+        from torch.nn.attention.varlen import varlen_attn
+
+        # torch 2.10 has `is_causal`, later ones a window.
+        if "is_causal" in inspect.signature(varlen_attn).parameters:
+            options = {"is_causal": inputs.workload.is_causal}
+        else:
+            options = {"window_size": (-1, 0 if inputs.workload.is_causal else -1)}
+        if inputs.workload.heads != inputs.workload.heads_kv:
+            options["enable_gqa"] = True
+        ends, longest = (inputs.cu_seqlens,) * 2, (inputs.workload.length,) * 2
+        tensors = (inputs.query, inputs.key, inputs.value)
+        return Call(lambda: varlen_attn(*tensors, *ends, *longest, **options), dict(inputs.leaves))
 
 
 class TorchTopk(Impl):
@@ -260,6 +307,7 @@ IMPLS: tuple[Impl, ...] = (
     Fdma("cpu"),
     Fdma("triton", "cuda"),
     TorchTopk(),
+    TorchVarlen(),
     FlashAttention("fa2", "flash_attn"),
     Sdpa("sdpa-flash", "FLASH_ATTENTION", ("cuda",), masks=False, bias_grad=False),
     Sdpa("sdpa-cudnn", "CUDNN_ATTENTION", ("cuda",), masks=True, bias_grad=False),

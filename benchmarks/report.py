@@ -108,23 +108,45 @@ def print_table(document: dict) -> None:
         console.print(f"{note['workload']} {note['impl']}: {note['remark']}", highlight=False, markup=False)
     for note in document["left_out"]:
         console.print(f"{note['workload']} {note['impl']} not run: {note['reason']}", highlight=False, markup=False)
+    for sentence in comparisons(document["rows"]):
+        console.print(sentence, highlight=False, markup=False)
     overhead = document.get("host_overhead")
     if overhead:
         console.print(_overhead_sentence(overhead), highlight=False, markup=False)
 
 
+def comparisons(rows: list[dict]) -> list[str]:
+    """How the TFLOP/s of workloads compare with those of the workload that each is `beside`, in sentences."""
+    known = known_workloads()
+    rates = {(row["workload"], row["pass"], row["impl"]): row["tflops"] for row in rows}
+    sentences = []
+    for (name, which, impl), rate in rates.items():
+        beside = known[name].beside if name in known else None
+        if beside and (beside, which, impl) in rates:
+            share = rate / rates[beside, which, impl]
+            sentences.append(f"{name} {which} with {impl}: {share:.3f} of the TFLOP/s of {beside}.")
+    return sentences
+
+
 def _overhead_sentence(overhead: dict) -> str:
-    times = ", ".join(f"{name} {value:.1f}" for name, value in overhead["microseconds"].items())
     batch, length, heads, head_dim = overhead["shape"]
     what = (
         "Time of one small forward call, computation included"
         if "cpu" in overhead["microseconds"]
         else ("Host time of one small forward call")
     )
-    return (
+    sentence = (
         f"{what} (B{batch} L{length} H{heads} D{head_dim}, no gradients, median of {overhead['calls']}), "
-        f"in microseconds: {times} ({overhead['ratio']:.2f} times SDPA's)."
+        f"in microseconds: {_overhead_times(overhead)}"
     )
+    if "recorded" in overhead:
+        sentence += f"; with gradients recorded: {_overhead_times(overhead['recorded'])}"
+    return sentence + "."
+
+
+def _overhead_times(measured: dict) -> str:
+    times = ", ".join(f"{name} {value:.1f}" for name, value in measured["microseconds"].items())
+    return f"{times} ({measured['ratio']:.2f} times SDPA's)"
 
 
 def _readme_table(document: dict) -> list[str]:
@@ -164,6 +186,7 @@ def _readme_table(document: dict) -> list[str]:
         )
     if losses:
         lines.append(f"Slower than the best peer in: {', '.join(losses)}.")
+    lines += comparisons([row for row in document["rows"] if row["impl"] in OURS])
     missing = [note for note in document["left_out"] if note["impl"] in OURS]
     lines += [f"Not measured: {note['workload']} {note['impl']}: {note['reason']}." for note in missing]
     return lines + notes

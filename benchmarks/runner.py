@@ -113,7 +113,7 @@ def run(
         candidates = []
         for impl in impls:
             wanted = [which for which in workload.passes if which in passes and which in impl.passes]
-            if workload.device not in impl.devices or not wanted or impl.compiles != compiles:
+            if not impl.is_for(workload) or not wanted or impl.compiles != compiles:
                 continue
             reason = impl.reason(workload)
             if reason:

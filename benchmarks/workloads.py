@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 SEED = 1234
+LAYOUTS = ("apart", "qkvpacked", "varlen")  # (B, L, H, D) each; one (B, L, 3, H, D); (total, H, D) each
 MASK_TILE = 64  # rows and keys of the tiles that the "tiles" mask hides or shows as a whole
 
 
@@ -29,6 +30,22 @@ class Workload:
     keep: int = 0  # "topk": keys that a query keeps
     hidden: float = 0.0  # "tiles": share of the tiles that is hidden
     passes: tuple[str, ...] = ("fwd", "bwd")
+    layout: str = "apart"
+    lengths: tuple[int, ...] = ()  # "varlen": of the sequences, `length` being the longest
+    beside: str | None = None  # the workload whose TFLOP/s the results compare its own with
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is {self.layout!r}; accepted: {', '.join(LAYOUTS)}")
+        if self.layout == "varlen":
+            described = (len(self.lengths), max(self.lengths, default=0)) == (self.batch, self.length)
+            if not described or self.mask or self.bias:
+                raise ValueError(f"{self.name}: a varlen workload has `batch` lengths up to `length`, no mask, no bias")
+
+    @property
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """Queries and keys of each sequence of the batch."""
+        return self.lengths or (self.length,) * self.batch
 
     @property
     def shape(self) -> str:
@@ -40,13 +57,17 @@ class Workload:
             extras.append(f"top-{self.keep} mask")
         if self.mask == "tiles":
             extras.append(f"mask hiding {self.hidden:.0%} of the tiles")
-        return f"B{self.batch} L{self.length} H{heads} D{self.head_dim}, " + ", ".join(extras)
+        if self.layout == "qkvpacked":
+            extras.append("query, key and value in one tensor, and so is their gradient")
+        lengths = ", ".join(map(str, self.lengths))
+        extents = f"sequences of {lengths}," if self.lengths else f"B{self.batch} L{self.length}"
+        return f"{extents} H{heads} D{self.head_dim}, " + ", ".join(extras)
 
     def flops(self, which: str) -> float | None:
         """Floating-point operations of dense attention of this shape: a mask does not lower them. None: no formula."""
         if which == "select":
             return None
-        forward = 4.0 * self.batch * self.heads * self.length * self.length * self.head_dim
+        forward = 4.0 * self.heads * self.head_dim * sum(length * length for length in self.sequence_lengths)
         if self.is_causal:
             forward /= 2
         return forward if which == "fwd" else 2.5 * forward
@@ -60,6 +81,7 @@ class Workload:
             heads=max(1, self.heads // self.heads_kv) * min(self.heads_kv, 2),
             heads_kv=min(self.heads_kv, 2),
             keep=length * self.keep // self.length,
+            lengths=tuple(length * each // self.length for each in self.lengths),
         )
 
     def on(self, device: str) -> Workload:
@@ -72,6 +94,8 @@ WORKLOADS = (
     Workload("dense-d64", 1, 16384, 32, 32, 64),
     Workload("gqa", 1, 16384, 32, 8, 128),
     Workload("seed-dma", 2, 4096, 12, 12, 128, bias="random", mask="topk", keep=1024, passes=("select", "fwd", "bwd")),
+    Workload("qkvpacked", 1, 16384, 16, 16, 128, layout="qkvpacked", beside="dense-causal"),
+    Workload("varlen", 3, 16384, 16, 16, 128, layout="varlen", lengths=(8192, 16384, 4096), beside="dense-causal"),
     Workload("cpu-dense", 1, 2048, 8, 8, 64, is_causal=False, dtype="float32", device="cpu"),
     Workload("cpu-tiles", 1, 2048, 8, 8, 64, False, "float32", "cpu", mask="tiles", hidden=0.9),
 )
@@ -89,10 +113,17 @@ class Inputs:
             return torch.randn(*shape, device=device, dtype=dtype, generator=generator)
 
         batch, length, dim = workload.batch, workload.length, workload.head_dim
-        self.query = randn(batch, length, workload.heads, dim).requires_grad_()
-        self.key = randn(batch, length, workload.heads_kv, dim).requires_grad_()
-        self.value = randn(batch, length, workload.heads_kv, dim).requires_grad_()
-        self.grad_out = randn(batch, length, workload.heads, dim)
+        rows = (sum(workload.lengths),) if workload.layout == "varlen" else (batch, length)
+        self.leaves: dict[str, torch.Tensor]  # what backward differentiates, as this project's functions take it
+        if workload.layout == "qkvpacked":
+            self.leaves = {"qkv": randn(*rows, 3, workload.heads, dim).requires_grad_()}
+            self.query, self.key, self.value = self.leaves["qkv"].unbind(2)
+        else:
+            heads = {"query": workload.heads, "key": workload.heads_kv, "value": workload.heads_kv}
+            self.leaves = {name: randn(*rows, count, dim).requires_grad_() for name, count in heads.items()}
+            self.query, self.key, self.value = self.leaves.values()
+        self.grad_out = randn(*rows, workload.heads, dim)
+        self.cu_seqlens = torch.tensor((0, *workload.lengths), device=device).cumsum(0, dtype=torch.int32)
         self.bias: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
         if workload.bias == "random":
@@ -104,6 +135,18 @@ class Inputs:
         if self.mask is not None:
             # A row that sees no key has no gradient here, and no agreed output among the peers.
             self.grad_out *= self.sees.any(-1).transpose(1, 2).unsqueeze(-1)
+
+    @property
+    def sequences(self) -> dict[str, object]:
+        """Arguments that tell of sequences, as this project and FlashAttention name them; none where all are alike."""
+        if self.workload.layout != "varlen":
+            return {}
+        ends, longest = self.cu_seqlens, self.workload.length
+        return {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "max_seqlen_q": longest, "max_seqlen_k": longest}
+
+    def last_sequence(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(L, ...): the rows of the last sequence, of a tensor as query or as its packed form."""
+        return tensor[-self.workload.lengths[-1] :] if self.workload.layout == "varlen" else tensor[-1]
 
     @property
     def sees(self) -> torch.Tensor:

@@ -5,13 +5,15 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks import report
+import torch.nn.functional as F
+from benchmarks import host_overhead, report
 from benchmarks.check import Reference
 from benchmarks.cli import main
-from benchmarks.impls import IMPLS, OURS, Call, Fdma, FdmaFlex, Flex, Impl, Sdpa, TorchTopk
+from benchmarks.impls import FDMA_FUNCTIONS, IMPLS, OURS, Call, Fdma, FdmaFlex, Flex, Impl, Sdpa, TorchTopk
 from benchmarks.runner import run, tflops
 from benchmarks.workloads import Inputs, Workload
 
@@ -19,6 +21,8 @@ SMALL = Workload("small", 2, 96, 4, 2, 16, True, "float32", "cpu")
 MASKED = Workload(
     "masked", 2, 96, 2, 2, 16, True, "float32", "cpu", "random", "topk", 24, passes=("select", "fwd", "bwd")
 )
+PACKED = Workload("packed", 2, 96, 4, 4, 16, True, "float32", "cpu", layout="qkvpacked")
+VARLEN = Workload("lengths", 3, 96, 4, 2, 16, True, "float32", "cpu", layout="varlen", lengths=(33, 96, 70))
 SDPA = Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True)
 
 
@@ -30,6 +34,29 @@ def test_flops():
     assert dense.flops("select") is None
     # DESIGN.md section 6: cuDNN's 3.67 ms forward of dense-full on an H100 are about 600 TFLOP/s.
     assert tflops(dense, "fwd", 3.67) == pytest.approx(599, abs=1)
+
+
+def test_flops_of_sequences_are_summed():
+    varlen = report.known_workloads()["varlen"]
+    assert varlen.lengths == (8192, 16384, 4096)
+    assert varlen.flops("fwd") == sum(4 * 16 * length**2 * 128 / 2 for length in varlen.lengths)
+    alike = Workload("alike", 3, 50, 4, 4, 16, layout="varlen", lengths=(50, 50, 50))
+    assert alike.flops("bwd") == Workload("same", 3, 50, 4, 4, 16).flops("bwd")
+
+
+def test_packed_has_the_shape_that_it_is_compared_with():
+    packed = report.known_workloads()["qkvpacked"]
+    plain = report.known_workloads()[packed.beside]
+    assert packed.flops("fwd") == plain.flops("fwd")
+    assert replace(plain, name="", layout="qkvpacked") == replace(packed, name="", beside=None)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lengths": (96, 70)}, {"lengths": (10, 10, 10)}, {"lengths": ()}, {"layout": "kv"}, {"mask": "topk"}]
+)
+def test_workloads_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"lengths up to|layout is 'kv'; accepted: apart, qkvpacked, varlen"):
+        replace(VARLEN, **wrong)
 
 
 def test_workloads_have_distinct_names():
@@ -53,7 +80,7 @@ def test_tile_mask_hides_its_share():
     assert inputs.mask.any(-1).all()
 
 
-@pytest.mark.parametrize("workload", [SMALL, MASKED], ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", [SMALL, MASKED, PACKED], ids=lambda workload: workload.name)
 def test_peers_agree_with_the_reference(workload):
     results = run([workload], [SDPA, TorchTopk()], ["select", "fwd", "bwd"], budget_s=60, quick=True)
     assert not results.left_out
@@ -82,6 +109,53 @@ def test_this_project_agrees_with_the_reference(workload):
     assert [(row.impl, row.which) for row in results.rows] == [
         (impl, which) for impl in ("cpu", "flex-dmattn") for which in ("fwd", "bwd")
     ]
+
+
+@pytest.mark.parametrize("workload", [PACKED, VARLEN], ids=lambda workload: workload.name)
+def test_other_layouts_agree_with_the_reference(workload):
+    function = FDMA_FUNCTIONS[workload.layout]
+    if not hasattr(pytest.importorskip("flash_dmattn"), function):
+        pytest.skip(f"this version has no {function}")
+    results = run([workload], [Fdma("cpu"), FdmaFlex("flex", "cpu", "flex-dmattn")], ["fwd", "bwd"], budget_s=60)
+    assert not results.left_out
+    assert [(row.impl, row.which) for row in results.rows] == [("cpu", "fwd"), ("cpu", "bwd")]
+
+
+class PerSequence(Impl):
+    """SDPA on each sequence by itself; `spoil` is applied to the output of the last."""
+
+    name = "per-sequence"
+    devices = ("cpu",)
+    layouts = ("varlen",)
+
+    def __init__(self, spoil=lambda out: out):
+        self._spoil = spoil
+
+    def build(self, inputs: Inputs) -> Call:
+        def forward():
+            ends = inputs.cu_seqlens.tolist()
+            parts = []
+            for begin, end in zip(ends, ends[1:]):
+                query, key, value = (t[begin:end].transpose(0, 1) for t in (inputs.query, inputs.key, inputs.value))
+                out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+                parts.append(out.transpose(0, 1))
+            return torch.cat([*parts[:-1], self._spoil(parts[-1])])
+
+        return Call(forward, dict(inputs.leaves))
+
+
+def test_reference_of_sequences_is_of_the_last_one():
+    assert not run([VARLEN], [PerSequence()], ["fwd", "bwd"], budget_s=60, quick=True).left_out
+    wrong = run([VARLEN], [PerSequence(lambda out: out.roll(1, dims=0))], ["fwd", "bwd"], budget_s=60, quick=True)
+    assert "relative error of out" in wrong.left_out[0]["reason"]
+
+
+def test_a_wrong_gradient_of_a_packed_tensor_is_found():
+    inputs = Inputs(PACKED)
+    reference = Reference(inputs, with_gradients=True)
+    (grad,) = torch.autograd.grad(SDPA.build(inputs).forward(), inputs.leaves["qkv"], inputs.grad_out)
+    assert reference.fault("qkv", grad) is None
+    assert "relative error of value" in reference.fault("qkv", grad * torch.tensor([1, 1, 1.1])[:, None, None])
 
 
 def test_implementations_have_distinct_names():
@@ -175,6 +249,36 @@ def test_readme_says_where_we_lose():
     won = report.readme_section([document_of(1.0, 2.0)])
     assert "Slower" not in won
     assert "No GPU results" not in won
+
+
+def test_workloads_are_compared_with_those_that_they_are_beside():
+    def row(workload, impl, tflops):
+        return {"workload": workload, "pass": "fwd", "impl": impl, "ms": 1.0, "tflops": tflops, "peak_mib": 1.0}
+
+    rows = [row("dense-causal", "cuda", 400.0), row("varlen", "cuda", 380.0), row("varlen", "torch-varlen", 300.0)]
+    assert report.comparisons(rows) == ["varlen fwd with cuda: 0.950 of the TFLOP/s of dense-causal."]
+    document = {**document_of(1.0, 2.0), "rows": rows}
+    assert "varlen fwd with cuda: 0.950 of the TFLOP/s of dense-causal." in report.readme_section([document])
+
+
+def test_host_overhead_is_measured_without_and_with_a_graph(monkeypatch):
+    flash_dmattn = pytest.importorskip("flash_dmattn")
+    monkeypatch.setattr(host_overhead, "CALLS", 200)
+    recorded = []
+    run_call = flash_dmattn.flash_dmattn_func
+
+    def spy(query, key, value):
+        out = run_call(query, key, value)
+        recorded.append(out.grad_fn is not None)
+        return out
+
+    monkeypatch.setattr(flash_dmattn, "flash_dmattn_func", spy)
+    measured = host_overhead.measure("cpu")
+    assert recorded.count(True) == recorded.count(False) > measured["calls"]
+    for part in (measured, measured["recorded"]):
+        assert part["ratio"] == part["microseconds"]["cpu"] / part["microseconds"]["sdpa"]
+    document = {**document_of(1.0, 2.0), "host_overhead": measured}
+    assert "; with gradients recorded: cpu " in report.readme_section([document])
 
 
 def test_readme_without_results_says_so():

@@ -18,7 +18,9 @@
 #include "cpu/parallel.hpp"
 #include "cpu/query_blocks.hpp"
 #include "cpu/score_rule.hpp"
+#include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
+#include "cpu/unreached_rows.hpp"
 #include "host/backend.hpp"
 
 namespace fdma::cpu {
@@ -42,7 +44,8 @@ struct Scratch {
 
 // Tiles of scores between one key tile and some query tiles of the heads that share its kv head.
 struct KeyItem {
-  int64_t batch, kv_head, k_tile;
+  SequenceExtents sequence;
+  int64_t kv_head, k_tile;
   int64_t head_begin, head_end;
   int64_t q_begin, q_end;  // query tiles
 };
@@ -54,17 +57,16 @@ class Backward {
         visibility_(problem, packed_mask),
         kernels_(tile_kernels()),
         row_(padded_head_dim(problem.head_dim)),
-        query_tiles_(ceil_div(problem.len_q, kTile)),
-        key_tiles_(ceil_div(problem.len_k, kTile)),
         delta_(delta) {}
 
   void run(const QueryBlocks& blocks, const std::vector<Scratch>& scratch) const;
 
  private:
-  void compute_delta(int64_t b, int64_t h, int64_t q_tile) const;
-  void load_key_tile(int64_t b, int64_t kv_head, int64_t k_tile, const Scratch& s) const;
-  void load_query_tile(int64_t b, const QueryTile& tile, const Scratch& s) const;
-  void tile_gradients(int64_t b, const QueryTile& tile, int64_t k_tile, const Scratch& s, BiasGradTile* bias) const;
+  void compute_delta(const SequenceExtents& sequence, const QueryTile& tile) const;
+  void load_key_tile(const SequenceExtents& sequence, int64_t kv_head, int64_t k_tile, const Scratch& s) const;
+  void load_query_tile(const SequenceExtents& sequence, const QueryTile& tile, const Scratch& s) const;
+  void tile_gradients(const SequenceExtents& sequence, const QueryTile& tile, int64_t k_tile, const Scratch& s,
+                      BiasGradTile* bias) const;
 
   void by_keys(const KeyItem& item, bool for_key_and_value, BiasGradTile* bias, const Scratch& s) const;
   void add_key_and_value(const QueryTile& tile, int64_t keys, const Scratch& s) const;
@@ -78,68 +80,80 @@ class Backward {
   const BackwardProblem& p_;
   Visibility visibility_;
   const TileKernels& kernels_;
-  int64_t row_;  // floats to a row of a query-like tile
-  int64_t query_tiles_, key_tiles_;
-  float* delta_;  // (B, H, Lq)
+  int64_t row_;   // floats to a row of a query-like tile
+  float* delta_;  // laid out as lse
 };
 
 void Backward::run(const QueryBlocks& blocks, const std::vector<Scratch>& scratch) const {
   const auto of = [&](int worker) -> const Scratch& { return scratch[static_cast<size_t>(worker)]; };
   const int threads = blocks.threads();
-  parallel_for(threads, p_.batch * p_.heads_q * query_tiles_, [&](int, int64_t item) {
-    const int64_t head = item / query_tiles_;
-    compute_delta(head / p_.heads_q, head % p_.heads_q, item % query_tiles_);
+  const SequenceItems block_items = blocks.items();
+  parallel_for(threads, block_items.size(), [&](int, int64_t item) {
+    const QueryBlock block = blocks.block(block_items.at(item));
+    for (int64_t i = 0; i < block.count; ++i) compute_delta(block.sequence, block.tiles[i]);
   });
 
   const bool bias_by_keys = p_.grad_bias != nullptr && bias_tiles_belong_to_key_tiles();
   const bool key_or_value = p_.grad_key || p_.grad_value;
   if (key_or_value || bias_by_keys) {
-    parallel_for(threads, p_.batch * p_.heads_kv * key_tiles_, [&](int worker, int64_t item) {
+    // A tile of the bias is written whether or not its sequence reaches that far.
+    const auto length_q = [&](const SequenceExtents& s) { return bias_by_keys ? p_.len_q : s.len_q; };
+    const auto key_tiles = [&](const SequenceExtents& s) { return ceil_div(bias_by_keys ? p_.len_k : s.len_k, kTile); };
+    const SequenceItems items(p_, key_tiles);
+    parallel_for(threads, items.size(), [&](int worker, int64_t index) {
+      const SequenceItems::Item item = items.at(index);
       // Early key tiles, which causality lets most queries see, are taken first.
-      const int64_t k_tile = key_tiles_ - 1 - item % key_tiles_;
-      const int64_t kv_head = item / key_tiles_ % p_.heads_kv;
-      const KeyItem tiles = {item / key_tiles_ / p_.heads_kv, kv_head, k_tile,      kv_head * p_.group(),
-                             (kv_head + 1) * p_.group(),      0,       query_tiles_};
+      const int64_t k_tile = key_tiles(item.sequence) - 1 - item.index;
+      const KeyItem tiles = {item.sequence,
+                             item.kv_head,
+                             k_tile,
+                             item.kv_head * p_.group(),
+                             (item.kv_head + 1) * p_.group(),
+                             0,
+                             ceil_div(length_q(item.sequence), kTile)};
       BiasGradTile bias(p_, of(worker).bias_sums);
       by_keys(tiles, key_or_value, bias_by_keys ? &bias : nullptr, of(worker));
       bias.finish();
     });
   }
   if (p_.grad_query) {
-    parallel_for(threads, blocks.items(),
-                 [&](int worker, int64_t item) { by_queries(blocks.block(item), of(worker)); });
+    parallel_for(threads, block_items.size(),
+                 [&](int worker, int64_t item) { by_queries(blocks.block(block_items.at(item)), of(worker)); });
   }
   if (p_.grad_bias != nullptr && !bias_by_keys) {
     parallel_for(threads, bias_items(), [&](int worker, int64_t item) { by_bias(item, of(worker)); });
   }
+  clear_unreached_query_rows(p_, p_.grad_query);
+  clear_unreached_key_rows(p_, p_.grad_key);
+  clear_unreached_key_rows(p_, p_.grad_value);
 }
 
-void Backward::compute_delta(int64_t b, int64_t h, int64_t q_tile) const {
-  const int64_t q0 = q_tile * kTile;
-  const int64_t rows = min_of(kTile, p_.len_q - q0);
-  const int64_t offset = (b * p_.heads_q + h) * p_.len_q + q0;
-  kernels_.dot_rows(tensor_rows(p_, p_.out, b, q0, h, rows), tensor_rows(p_, p_.grad_out, b, q0, h, rows), p_.head_dim,
-                    delta_ + offset);
-  if (p_.grad_lse == nullptr) return;
-  for (int64_t r = 0; r < rows; ++r) delta_[offset + r] -= p_.grad_lse[offset + r];
-}
-
-void Backward::load_key_tile(int64_t b, int64_t kv_head, int64_t k_tile, const Scratch& s) const {
-  const int64_t keys = min_of(kTile, p_.len_k - k_tile * kTile);
-  kernels_.load_transposed(tensor_rows(p_, p_.key, b, k_tile * kTile, kv_head, keys), p_.head_dim, s.key_t);
-  kernels_.load_transposed(tensor_rows(p_, p_.value, b, k_tile * kTile, kv_head, keys), p_.head_dim, s.value_t);
-}
-
-void Backward::load_query_tile(int64_t b, const QueryTile& tile, const Scratch& s) const {
+void Backward::compute_delta(const SequenceExtents& sequence, const QueryTile& tile) const {
   const int64_t q0 = tile.index * kTile;
-  kernels_.load_rows(tensor_rows(p_, p_.query, b, q0, tile.head, tile.rows), p_.head_dim,
+  const int64_t offset = p_.row_statistic(sequence, tile.head, q0);
+  kernels_.dot_rows(query_rows(p_, p_.out, sequence, q0, tile.head, tile.rows),
+                    query_rows(p_, p_.grad_out, sequence, q0, tile.head, tile.rows), p_.head_dim, delta_ + offset);
+  if (p_.grad_lse == nullptr) return;
+  for (int64_t r = 0; r < tile.rows; ++r) delta_[offset + r] -= p_.grad_lse[offset + r];
+}
+
+void Backward::load_key_tile(const SequenceExtents& sequence, int64_t kv_head, int64_t k_tile, const Scratch& s) const {
+  const int64_t k0 = k_tile * kTile;
+  const int64_t keys = min_of(kTile, sequence.len_k - k0);
+  kernels_.load_transposed(key_rows(p_, p_.key, sequence, k0, kv_head, keys), p_.head_dim, s.key_t);
+  kernels_.load_transposed(key_rows(p_, p_.value, sequence, k0, kv_head, keys), p_.head_dim, s.value_t);
+}
+
+void Backward::load_query_tile(const SequenceExtents& sequence, const QueryTile& tile, const Scratch& s) const {
+  const int64_t q0 = tile.index * kTile;
+  kernels_.load_rows(query_rows(p_, p_.query, sequence, q0, tile.head, tile.rows), p_.head_dim,
                      s.query + tile.first_row * row_, row_);
-  kernels_.load_rows(tensor_rows(p_, p_.grad_out, b, q0, tile.head, tile.rows), p_.head_dim,
+  kernels_.load_rows(query_rows(p_, p_.grad_out, sequence, q0, tile.head, tile.rows), p_.head_dim,
                      s.grad_out + tile.first_row * row_, row_);
 }
 
 // Probabilities (s.scores) and score gradients (s.grad) of a query tile and the key tile that is loaded.
-void Backward::tile_gradients(int64_t b, const QueryTile& tile, int64_t k_tile, const Scratch& s,
+void Backward::tile_gradients(const SequenceExtents& sequence, const QueryTile& tile, int64_t k_tile, const Scratch& s,
                               BiasGradTile* bias) const {
   float* scores = s.scores + tile.first_row * kTile;
   float* grad = s.grad + tile.first_row * kTile;
@@ -147,16 +161,16 @@ void Backward::tile_gradients(int64_t b, const QueryTile& tile, int64_t k_tile, 
                     kTile, false);
   kernels_.multiply(tile.rows, kTile, p_.head_dim, s.grad_out + tile.first_row * row_, row_, 1, s.value_t, kTile, grad,
                     kTile, false);
-  const ScoreRule rule = score_rule(p_, visibility_, b, tile, k_tile, s.visible);
-  const int64_t row = (b * p_.heads_q + tile.head) * p_.len_q + tile.index * kTile;
+  const ScoreRule rule = score_rule(p_, visibility_, sequence, tile, k_tile, s.visible);
+  const int64_t row = p_.row_statistic(sequence, tile.head, tile.index * kTile);
   kernels_.softmax_grad(rule, p_.lse + row, delta_ + row, scores, grad, bias == nullptr ? nullptr : bias->sums(),
                         bias == nullptr ? 0 : bias->row_stride());
   if (bias != nullptr) bias->fold();
 }
 
 void Backward::by_keys(const KeyItem& item, bool for_key_and_value, BiasGradTile* bias, const Scratch& s) const {
-  const int64_t keys = min_of(kTile, p_.len_k - item.k_tile * kTile);
-  load_key_tile(item.batch, item.kv_head, item.k_tile, s);
+  const int64_t keys = min_of(kTile, item.sequence.len_k - item.k_tile * kTile);
+  if (keys > 0) load_key_tile(item.sequence, item.kv_head, item.k_tile, s);
   if (for_key_and_value) {
     std::fill_n(s.grad_key, kTile * row_, 0.0f);
     std::fill_n(s.grad_value, kTile * row_, 0.0f);
@@ -168,14 +182,14 @@ void Backward::by_keys(const KeyItem& item, bool for_key_and_value, BiasGradTile
   for (int64_t i = 0; i < heads * q_tiles; ++i) {
     const int64_t head = item.head_begin + (heads_outside ? i / q_tiles : i % heads);
     const int64_t q_tile = item.q_begin + (heads_outside ? i % q_tiles : i / heads);
-    if (bias != nullptr) bias->select(item.batch, head, q_tile, item.k_tile);
-    if (!visibility_.tile(item.batch, head, q_tile, item.k_tile)) continue;
-    const QueryTile tile = {head, q_tile, min_of(kTile, p_.len_q - q_tile * kTile), 0};
-    load_query_tile(item.batch, tile, s);
-    tile_gradients(item.batch, tile, item.k_tile, s, bias);
+    if (bias != nullptr) bias->select(item.sequence.batch, head, q_tile, item.k_tile);
+    if (!visibility_.tile(item.sequence, head, q_tile, item.k_tile)) continue;
+    const QueryTile tile = {head, q_tile, min_of(kTile, item.sequence.len_q - q_tile * kTile), 0};
+    load_query_tile(item.sequence, tile, s);
+    tile_gradients(item.sequence, tile, item.k_tile, s, bias);
     if (for_key_and_value) add_key_and_value(tile, keys, s);
   }
-  if (for_key_and_value) store_key_and_value(item, keys, s);
+  if (for_key_and_value && keys > 0) store_key_and_value(item, keys, s);
 }
 
 void Backward::add_key_and_value(const QueryTile& tile, int64_t keys, const Scratch& s) const {
@@ -193,29 +207,29 @@ void Backward::store_key_and_value(const KeyItem& item, int64_t keys, const Scra
     float scales[kTile];
     std::fill_n(scales, kTile, scale);
     kernels_.store_rows(tile, row_, scales, p_.head_dim,
-                        tensor_rows(p_, view, item.batch, item.k_tile * kTile, item.kv_head, keys));
+                        key_rows(p_, view, item.sequence, item.k_tile * kTile, item.kv_head, keys));
   };
   store(p_.grad_key, s.grad_key, p_.scale);
   store(p_.grad_value, s.grad_value, 1.0f);
 }
 
 void Backward::by_queries(const QueryBlock& block, const Scratch& s) const {
-  for (int64_t i = 0; i < block.count; ++i) load_query_tile(block.batch, block.tiles[i], s);
+  for (int64_t i = 0; i < block.count; ++i) load_query_tile(block.sequence, block.tiles[i], s);
   std::fill_n(s.grad_query, block.rows() * row_, 0.0f);
-  const int64_t key_tiles = visibility_.key_tiles(block.tiles[block.count - 1].index);
+  const int64_t key_tiles = visibility_.key_tiles(block.sequence, block.tiles[block.count - 1].index);
   for (int64_t k_tile = 0; k_tile < key_tiles; ++k_tile) {
-    const int64_t keys = min_of(kTile, p_.len_k - k_tile * kTile);
+    const int64_t keys = min_of(kTile, block.sequence.len_k - k_tile * kTile);
     bool loaded = false;
     for (int64_t i = 0; i < block.count; ++i) {
       const QueryTile& tile = block.tiles[i];
-      if (!visibility_.tile(block.batch, tile.head, tile.index, k_tile)) continue;
+      if (!visibility_.tile(block.sequence, tile.head, tile.index, k_tile)) continue;
       if (!loaded) {
-        load_key_tile(block.batch, block.kv_head, k_tile, s);
-        kernels_.load_rows(tensor_rows(p_, p_.key, block.batch, k_tile * kTile, block.kv_head, keys), p_.head_dim,
+        load_key_tile(block.sequence, block.kv_head, k_tile, s);
+        kernels_.load_rows(key_rows(p_, p_.key, block.sequence, k_tile * kTile, block.kv_head, keys), p_.head_dim,
                            s.key, row_);
         loaded = true;
       }
-      tile_gradients(block.batch, tile, k_tile, s, nullptr);
+      tile_gradients(block.sequence, tile, k_tile, s, nullptr);
       kernels_.multiply(tile.rows, p_.head_dim, keys, s.grad + tile.first_row * kTile, kTile, 1, s.key, row_,
                         s.grad_query + tile.first_row * row_, row_, true);
     }
@@ -225,7 +239,7 @@ void Backward::by_queries(const QueryBlock& block, const Scratch& s) const {
   for (int64_t i = 0; i < block.count; ++i) {
     const QueryTile& tile = block.tiles[i];
     kernels_.store_rows(s.grad_query + tile.first_row * row_, row_, scales, p_.head_dim,
-                        tensor_rows(p_, p_.grad_query, block.batch, tile.index * kTile, tile.head, tile.rows));
+                        query_rows(p_, p_.grad_query, block.sequence, tile.index * kTile, tile.head, tile.rows));
   }
 }
 
@@ -253,15 +267,17 @@ void Backward::by_bias(int64_t item, const Scratch& s) const {
   const int64_t heads = p_.heads_q / bias.heads;  // that share this tile
   const int64_t head_begin = bias_head * heads;
   for (int64_t b = bias.batch == 1 ? 0 : batch; b < (bias.batch == 1 ? p_.batch : batch + 1); ++b) {
+    const SequenceExtents sequence = p_.extents(b);
+    const int64_t key_tiles = ceil_div(sequence.len_k, kTile), query_tiles = ceil_div(sequence.len_q, kTile);
     for (int64_t kv_head = head_begin / p_.group(); kv_head * p_.group() < head_begin + heads; ++kv_head) {
-      for (int64_t k = bias.keys == 1 ? 0 : k_tile; k < (bias.keys == 1 ? key_tiles_ : k_tile + 1); ++k) {
-        const KeyItem tiles = {b,
+      for (int64_t k = bias.keys == 1 ? 0 : k_tile; k < (bias.keys == 1 ? key_tiles : k_tile + 1); ++k) {
+        const KeyItem tiles = {sequence,
                                kv_head,
                                k,
                                max_of(head_begin, kv_head * p_.group()),
                                min_of(head_begin + heads, (kv_head + 1) * p_.group()),
                                bias.rows == 1 ? 0 : q_tile,
-                               bias.rows == 1 ? query_tiles_ : q_tile + 1};
+                               bias.rows == 1 ? query_tiles : q_tile + 1};
         by_keys(tiles, false, &sums, s);
       }
     }
@@ -276,7 +292,7 @@ void backward(const BackwardProblem& problem, Workspace& workspace) {
   const QueryBlocks blocks(problem, 14.0 * static_cast<double>(problem.head_dim));
   const int64_t rows = max_of(blocks.max_rows(), kTile);
   const int64_t row = padded_head_dim(problem.head_dim);
-  float* delta = workspace.take<float>(problem.batch * problem.heads_q * problem.len_q);
+  float* delta = workspace.take<float>(problem.batches() * problem.heads_q * problem.rows_q());
   std::vector<Scratch> scratch(static_cast<size_t>(blocks.threads()));
   for (Scratch& s : scratch) {
     s.query = workspace.take<float>(rows * row);

@@ -14,7 +14,9 @@
 #include "cpu/parallel.hpp"
 #include "cpu/query_blocks.hpp"
 #include "cpu/score_rule.hpp"
+#include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
+#include "cpu/unreached_rows.hpp"
 #include "host/backend.hpp"
 
 namespace fdma::cpu {
@@ -32,6 +34,7 @@ struct Scratch {
   float* row_max;     // [rows]
   float* row_sum;     // [rows][kPartialSums]
   uint64_t* visible;  // [kTile]
+  char* paged;        // rows of keys or values out of pages
 };
 
 class Forward {
@@ -44,7 +47,7 @@ class Forward {
  private:
   void load_queries(const QueryBlock& block, const Scratch& scratch) const;
   void step(const QueryBlock& block, int64_t k_tile, const Scratch& scratch) const;
-  void store_output(const QueryTile& tile, int64_t b, const Scratch& scratch) const;
+  void store_output(const QueryBlock& block, const QueryTile& tile, const Scratch& scratch) const;
 
   const ForwardProblem& p_;
   Visibility visibility_;
@@ -55,15 +58,15 @@ class Forward {
 void Forward::run(const QueryBlock& block, const Scratch& scratch) const {
   load_queries(block, scratch);
   // Tiles are in the order of their queries: the last one sees furthest.
-  const int64_t key_tiles = visibility_.key_tiles(block.tiles[block.count - 1].index);
+  const int64_t key_tiles = visibility_.key_tiles(block.sequence, block.tiles[block.count - 1].index);
   for (int64_t k_tile = 0; k_tile < key_tiles; ++k_tile) step(block, k_tile, scratch);
-  for (int64_t i = 0; i < block.count; ++i) store_output(block.tiles[i], block.batch, scratch);
+  for (int64_t i = 0; i < block.count; ++i) store_output(block, block.tiles[i], scratch);
 }
 
 void Forward::load_queries(const QueryBlock& block, const Scratch& scratch) const {
   for (int64_t i = 0; i < block.count; ++i) {
     const QueryTile& tile = block.tiles[i];
-    kernels_.load_rows(tensor_rows(p_, p_.query, block.batch, tile.index * kTile, tile.head, tile.rows), p_.head_dim,
+    kernels_.load_rows(query_rows(p_, p_.query, block.sequence, tile.index * kTile, tile.head, tile.rows), p_.head_dim,
                        scratch.query + tile.first_row * row_, row_);
   }
   std::fill_n(scratch.acc, block.rows() * row_, 0.0f);
@@ -76,15 +79,18 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
   bool active[QueryBlock::kMaxTiles];
   bool any = false;
   for (int64_t i = 0; i < block.count; ++i) {
-    active[i] = visibility_.tile(block.batch, block.tiles[i].head, block.tiles[i].index, k_tile);
+    active[i] = visibility_.tile(block.sequence, block.tiles[i].head, block.tiles[i].index, k_tile);
     any = any || active[i];
   }
   if (!any) return;
 
   const int64_t k0 = k_tile * kTile;
-  const int64_t keys = min_of(kTile, p_.len_k - k0);
-  kernels_.load_transposed(tensor_rows(p_, p_.key, block.batch, k0, block.kv_head, keys), p_.head_dim, s.key);
-  kernels_.load_rows(tensor_rows(p_, p_.value, block.batch, k0, block.kv_head, keys), p_.head_dim, s.value, row_);
+  const int64_t keys = min_of(kTile, block.sequence.len_k - k0);
+  const auto rows_of = [&](const View4& view) {
+    return gathered_key_rows(p_, view, block.sequence, k0, block.kv_head, keys, s.paged);
+  };
+  kernels_.load_transposed(rows_of(p_.key), p_.head_dim, s.key);
+  kernels_.load_rows(rows_of(p_.value), p_.head_dim, s.value, row_);
 
   for (int64_t begin = 0, end = 0; begin < block.count; begin = end + 1) {
     int64_t rows = 0;  // of neighbouring active tiles, which share the products; tile `end` is not active
@@ -96,7 +102,7 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
                       kTile, false);
     for (int64_t i = begin; i < end; ++i) {
       const QueryTile& tile = block.tiles[i];
-      const ScoreRule rule = score_rule(p_, visibility_, block.batch, tile, k_tile, s.visible);
+      const ScoreRule rule = score_rule(p_, visibility_, block.sequence, tile, k_tile, s.visible);
       kernels_.softmax(rule, s.scores + tile.first_row * kTile, s.row_max + tile.first_row,
                        s.row_sum + tile.first_row * kPartialSums, s.acc + tile.first_row * row_, row_, p_.head_dim);
     }
@@ -105,18 +111,19 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
   }
 }
 
-void Forward::store_output(const QueryTile& tile, int64_t b, const Scratch& scratch) const {
+void Forward::store_output(const QueryBlock& block, const QueryTile& tile, const Scratch& scratch) const {
+  const int64_t q0 = tile.index * kTile;
   float inverse_sums[kTile];
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float* partial = scratch.row_sum + (tile.first_row + r) * kPartialSums;
     const float sum = std::accumulate(partial, partial + kPartialSums, 0.0f);
     inverse_sums[r] = sum == 0.0f ? 0.0f : 1.0f / sum;  // 0: the row sees nothing
     if (p_.lse != nullptr) {
-      float* lse = p_.lse + (b * p_.heads_q + tile.head) * p_.len_q + tile.index * kTile;
+      float* lse = p_.lse + p_.row_statistic(block.sequence, tile.head, q0);
       lse[r] = scratch.row_max[tile.first_row + r] + std::log(sum);  // -inf for such a row
     }
   }
-  const TensorRows out = tensor_rows(p_, p_.out, b, tile.index * kTile, tile.head, tile.rows);
+  const TensorRows out = query_rows(p_, p_.out, block.sequence, q0, tile.head, tile.rows);
   kernels_.store_rows(scratch.acc + tile.first_row * row_, row_, inverse_sums, p_.head_dim, out);
 }
 
@@ -137,12 +144,16 @@ void forward(const ForwardProblem& problem, Workspace& workspace) {
     s.row_max = workspace.take<float>(rows);
     s.row_sum = workspace.take<float>(rows * kPartialSums);
     s.visible = workspace.take<uint64_t>(kTile);
+    s.paged = workspace.take<char>(paged_tile_bytes(problem));
   }
   if (workspace.counting()) return;
   const Forward forward(problem, mask);
-  parallel_for(blocks.threads(), blocks.items(), [&](int worker, int64_t item) {
-    forward.run(blocks.block(item), scratch[static_cast<size_t>(worker)]);
+  const SequenceItems items = blocks.items();
+  parallel_for(blocks.threads(), items.size(), [&](int worker, int64_t item) {
+    forward.run(blocks.block(items.at(item)), scratch[static_cast<size_t>(worker)]);
   });
+  clear_unreached_query_rows(problem, problem.out);
+  clear_unreached_statistics(problem, problem.lse);
 }
 
 }  // namespace fdma::cpu

@@ -24,6 +24,16 @@ void pack_row(const AttentionProblem& problem, const void* row, int64_t limit, u
   }
 }
 
+// The first key that no query behind this row of the mask sees. A row that stands for all queries keeps what the last
+// of them may see, one that stands for sequences of several lengths every key.
+int64_t mask_row_limit(const AttentionProblem& problem, int64_t b, int64_t row) {
+  const PackedMaskLayout& layout = problem.mask.layout;
+  if (problem.sequences && layout.batch != problem.batch) return layout.keys;
+  const SequenceExtents sequence = problem.extents(b);
+  const bool is_causal = problem.is_causal && layout.rows == problem.len_q;
+  return max_of<int64_t>(0, key_limit(row, sequence.len_q, sequence.len_k, is_causal));
+}
+
 // Rows [row_tile * 64, ...) of one mask head, and the tile bits of that row tile.
 void pack_row_tile(const AttentionProblem& problem, int64_t b, int64_t h, int64_t row_tile, uint32_t* packed) {
   const MaskProblem& mask = problem.mask;
@@ -36,10 +46,7 @@ void pack_row_tile(const AttentionProblem& problem, int64_t b, int64_t h, int64_
     uint32_t* words = packed + ((b * layout.heads + h) * layout.rows + row) * layout.row_words();
     const int64_t offset = b * mask.dense.stride[0] + h * mask.dense.stride[1] + row * mask.dense.stride[2];
     const void* source = static_cast<const char*>(mask.dense.data) + offset * dtype_size(mask.dtype);
-    // A row that stands for all queries keeps what the last of them may see: every key.
-    const bool is_causal = problem.is_causal && layout.rows == problem.len_q;
-    const int64_t limit = max_of<int64_t>(0, key_limit(row, problem.len_q, problem.len_k, is_causal));
-    pack_row(problem, source, limit, words);
+    pack_row(problem, source, mask_row_limit(problem, b, row), words);
     for (int64_t t = 0; t < layout.key_tiles(); ++t) {
       const bool any = (words[2 * t] | words[2 * t + 1]) != 0;
       tiles[t / 32] |= static_cast<uint32_t>(any) << (t % 32);

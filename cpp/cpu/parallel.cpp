@@ -23,9 +23,9 @@ int available_cpus() {
 }  // namespace
 
 int thread_count(int requested, int64_t items, double flops) {
-  // About 30 microseconds of one core's work, which is what starting and joining a thread takes.
-  constexpr double kFlopsToRepayStart = 2e6;
-  const double worthwhile = std::min(1e6, 1.0 + flops / kFlopsToRepayStart);
+  // About 60 microseconds of one core's work, twice what starting and joining a thread takes.
+  constexpr double kFlopsToRepayStart = 4e6;
+  const double worthwhile = std::min(1e6, flops / kFlopsToRepayStart);
   const int64_t useful = std::min(items, static_cast<int64_t>(worthwhile));
   if (useful <= 1) return 1;
   return static_cast<int>(std::min<int64_t>(requested > 0 ? requested : available_cpus(), useful));

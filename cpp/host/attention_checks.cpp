@@ -192,13 +192,7 @@ void AttentionChecker::check_scalars() {
   if (args_.is_causal != 0 && args_.is_causal != 1) {
     reasons_.add(FDMA_INVALID_ARGUMENT, concat("is_causal is ", args_.is_causal, "; accepted: 0 or 1"));
   }
-  if (args_.num_threads < 0) {
-    reasons_.add(FDMA_INVALID_ARGUMENT,
-                 concat("num_threads is ", args_.num_threads, "; accepted: 0 (all available) or a positive number"));
-  } else if (args_.num_threads > 0 && args_.device.type == FDMA_DEVICE_CUDA) {
-    reasons_.add(FDMA_INVALID_ARGUMENT, concat("num_threads is ", args_.num_threads,
-                                               "; accepted on CUDA: 0, the threads are those of the CPU"));
-  }
+  check_num_threads(reasons_, args_.num_threads, args_.device);
   const bool is_default = args_.scale == FDMA_SCALE_DEFAULT;
   problem_.scale = is_default && query_known_ ? 1.0f / std::sqrt(static_cast<float>(problem_.head_dim)) : args_.scale;
   problem_.softcap = args_.softcap;

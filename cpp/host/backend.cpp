@@ -32,4 +32,13 @@ void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream strea
   cpu::backward(problem, workspace);
 }
 
+void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream) {
+#if defined(FDMA_WITH_CUDA)
+  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::select(problem, workspace, stream);
+#else
+  (void)stream;
+#endif
+  cpu::select(problem, workspace);
+}
+
 }  // namespace fdma

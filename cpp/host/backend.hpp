@@ -6,6 +6,7 @@
 
 #include "fdma/types.h"
 #include "host/problem.hpp"
+#include "host/select_problem.hpp"
 #include "host/workspace.hpp"
 
 namespace fdma {
@@ -13,6 +14,7 @@ namespace fdma {
 namespace cpu {
 void forward(const ForwardProblem& problem, Workspace& workspace);
 void backward(const BackwardProblem& problem, Workspace& workspace);
+void select(const SelectProblem& problem, Workspace& workspace);
 }  // namespace cpu
 
 #if defined(FDMA_WITH_CUDA)
@@ -21,6 +23,7 @@ namespace cuda {
 std::string unsupported_reason(int device);
 void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
+void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 // As backward, with the tiles for devices with (`roomy`) or without more than 99 KB of shared memory a block, so that a
 // large GPU can test the tiles of small ones.
 void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy);
@@ -33,5 +36,6 @@ std::string device_unsupported_reason(fdma_device device);
 // Runs a problem on its device, or counts its scratch when the workspace counts.
 void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 
 }  // namespace fdma

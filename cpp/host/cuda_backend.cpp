@@ -5,6 +5,7 @@
 
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
+#include "host/cuda_params.hpp"
 #include "host/dtype.hpp"
 #include "host/error.hpp"
 #include "host/text.hpp"
@@ -13,28 +14,6 @@
 
 namespace fdma::cuda {
 namespace {
-
-constexpr DtypeSet kFloatDtypes(FDMA_FLOAT16, FDMA_BFLOAT16, FDMA_FLOAT32, FDMA_FLOAT64);
-
-ElementType element_type(fdma_dtype dtype) {
-  switch (dtype) {
-    case FDMA_FLOAT16:
-      return ElementType::kFloat16;
-    case FDMA_BFLOAT16:
-      return ElementType::kBFloat16;
-    default:
-      return ElementType::kFloat32;
-  }
-}
-
-// Lengths stay clear of 2^31 by more than a tile, so that kernels may round them up in 32 bits.
-int32_t narrow(int64_t value, const char* name) {
-  constexpr int64_t kLimit = (int64_t{1} << 31) - 4096;
-  if (value >= kLimit) {
-    throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: less than ", kLimit));
-  }
-  return static_cast<int32_t>(value);
-}
 
 TensorView tensor_view(const View4& view) {
   TensorView result;
@@ -88,17 +67,10 @@ SequenceView sequence_view(const AttentionProblem& problem) {
   view.cu_k = given.cu_k;
   view.is_64bit = given.is_64bit;
   view.packed = given.packed;
+  view.paged = static_cast<bool>(problem.pages);
   view.rows_q = given.rows_q;
   view.rows_k = given.rows_k;
   return view;
-}
-
-// Rows of query-like tensors behind the batch dimension, and of key-like ones.
-int64_t query_rows(const AttentionProblem& problem) {
-  return problem.sequences ? problem.sequences.rows_q : problem.len_q;
-}
-int64_t key_rows(const AttentionProblem& problem) {
-  return problem.sequences ? problem.sequences.rows_k : problem.len_k;
 }
 
 void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
@@ -110,7 +82,7 @@ void fill_attention(AttentionParams& params, const AttentionProblem& problem) {
   params.heads_kv = narrow_heads(problem.heads_kv, "the number of key heads");
   params.group = static_cast<int32_t>(problem.group());
   params.sequences = sequence_view(problem);
-  const int64_t rows_q = query_rows(problem);
+  const int64_t rows_q = problem.rows_q();
   params.lse_stride_head = rows_q;
   params.lse_stride_batch = params.sequences.packed ? 0 : problem.heads_q * rows_q;
   params.head_dim = static_cast<int32_t>(problem.head_dim);
@@ -142,7 +114,7 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
       pack.is_float = kFloatDtypes.contains(mask.dtype);
       pack.is_causal = problem.is_causal;
       pack.sequences = params.sequences;
-      pack.shared_by_sequences = problem.sequences && mask.layout.batch == 1 && problem.batch > 1;
+      pack.shared_by_sequences = problem.sequences && mask.layout.batch != problem.batch;
       pack.vector_rows =
           pack.stride_key == 1 && rows_aligned(pack.dense, pack.element_bytes, pack.element_bytes == 1 ? 8 : 16,
                                                {pack.stride_batch, pack.stride_head, pack.stride_row});
@@ -193,8 +165,8 @@ void clear_gradient(const View4& grad, int64_t batch, int64_t rows, int64_t head
 }
 
 void backward_without_scores(const BackwardProblem& problem, cudaStream_t stream) {
-  const int64_t batch = problem.sequences.packed ? 1 : problem.batch;
-  const int64_t rows_q = query_rows(problem), rows_k = key_rows(problem);
+  const int64_t batch = problem.batches();
+  const int64_t rows_q = problem.rows_q(), rows_k = problem.rows_k();
   if (rows_q > 0) clear_gradient(problem.grad_query, batch, rows_q, problem.heads_q, problem.head_dim, stream);
   if (rows_k > 0) {
     clear_gradient(problem.grad_key, batch, rows_k, problem.heads_kv, problem.head_dim, stream);
@@ -233,7 +205,7 @@ struct BackwardScratch {
     params.row_tiles.tile = tile.queries;
     params.row_tiles.per_sequence = ceil_div<int64_t>(problem.len_q, tile.queries);
     params.row_tiles.packed = problem.sequences.packed;
-    const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, query_rows(problem));
+    const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, problem.rows_q());
     params.stats_stride_head = tiles * tile.queries;
     params.row_stats = workspace.take<float2>(params.stats_stride_head * problem.heads_q);
     if (problem.grad_query) {

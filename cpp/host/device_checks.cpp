@@ -26,4 +26,14 @@ bool check_device_support(Reasons& reasons, fdma_device device) {
   return reason.empty();
 }
 
+void check_num_threads(Reasons& reasons, int32_t num_threads, fdma_device device) {
+  if (num_threads < 0) {
+    reasons.add(FDMA_INVALID_ARGUMENT,
+                concat("num_threads is ", num_threads, "; accepted: 0 (all available) or a positive number"));
+  } else if (num_threads > 0 && device.type == FDMA_DEVICE_CUDA) {
+    reasons.add(FDMA_INVALID_ARGUMENT,
+                concat("num_threads is ", num_threads, "; accepted on CUDA: 0, the threads are those of the CPU"));
+  }
+}
+
 }  // namespace fdma

@@ -35,6 +35,13 @@ std::string sequence_text(const AttentionProblem& problem) {
 
 }  // namespace
 
+SequenceExtents AttentionProblem::extents(int64_t b) const {
+  if (!sequences) return {b, len_q, len_k, 0, 0};
+  const bool shifted = sequences.packed;
+  return {b, sequences.length_q(b), sequences.length_k(b), shifted ? sequences.begin_q(b) : 0,
+          shifted && !pages ? sequences.begin_k(b) : 0};
+}
+
 std::string AttentionProblem::describe() const {
   return concat(device.type == FDMA_DEVICE_CUDA ? concat("cuda:", device.index) : "cpu", " ", dtype_name(dtype),
                 " B=", batch, " Lq=", len_q, " Lk=", len_k, " H=", heads_q, " H_kv=", heads_kv, " D=", head_dim,

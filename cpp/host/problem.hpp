@@ -36,8 +36,8 @@ struct BiasProblem {
   int64_t batch = 1, heads = 1, rows = 1, keys = 1;  // extents as given (1 = broadcast)
 };
 
-// Variable lengths. Sequence b has the rows [cu[b], cu[b + 1]) of packed tensors, or the first cu[b + 1] - cu[b] rows of
-// batch b of padded ones.
+// Variable lengths. Sequence b has the rows [cu[b], cu[b + 1]) of packed tensors, or the first cu[b + 1] - cu[b] rows
+// of batch b of padded ones.
 struct SequenceProblem {
   const void* cu_q = nullptr;  // batch + 1 values, on the call's device; null: all sequences have len_q and len_k
   const void* cu_k = nullptr;
@@ -59,12 +59,17 @@ struct SequenceProblem {
   }
 };
 
-// Paged keys: row j of sequence b is row j % page_size of page table[b * pages_per_sequence + j / page_size]. The strides
-// of key and value are then (page, row, head).
+// Paged keys: row j of sequence b is row j % page_size of page table[b * pages_per_sequence + j / page_size]. The
+// strides of key and value are then (page, row, head).
 struct PageProblem {
   const int32_t* table = nullptr;
   int64_t pages_per_sequence = 0, page_size = 0, pages = 0;
   explicit operator bool() const { return table != nullptr; }
+};
+
+// One sequence of a call: its lengths, and its first rows in query-like and key-like tensors, behind the batch stride.
+struct SequenceExtents {
+  int64_t batch, len_q, len_k, q_begin, k_begin;
 };
 
 struct AttentionProblem {
@@ -82,10 +87,17 @@ struct AttentionProblem {
   bool is_causal = false;
   int num_threads = 0;
 
-  int64_t group() const { return heads_q / heads_kv; }  // query heads that share a kv head
+  int64_t group() const { return heads_q / heads_kv; }                     // query heads that share a kv head
   int64_t rows_q() const { return sequences ? sequences.rows_q : len_q; }  // of a query-like tensor, in one batch
   int64_t rows_k() const { return sequences ? sequences.rows_k : len_k; }
-  std::string describe() const;                         // one line for logs and bug reports
+  int64_t batches() const { return sequences.packed ? 1 : batch; }  // batch entries of those tensors
+  // Element of (b, h, q) in lse and the like: (B, H, rows_q()), packed sequences (H, rows_q()).
+  int64_t row_statistic(const SequenceExtents& sequence, int64_t h, int64_t q) const {
+    return ((sequences.packed ? 0 : sequence.batch * heads_q) + h) * rows_q() + sequence.q_begin + q;
+  }
+  // Sequence b; where sequences have lengths of their own, of values that the host can read.
+  SequenceExtents extents(int64_t b) const;
+  std::string describe() const;  // one line for logs and bug reports
 };
 
 struct ForwardProblem : AttentionProblem {

@@ -21,7 +21,7 @@ bool check_absent(Reasons& reasons, const SequenceArguments& args) {
   };
   refuse_bound("max_seqlen_q", args.max_seqlen_q);
   refuse_bound("max_seqlen_k", args.max_seqlen_k);
-  if (args.paged()) {
+  if (args.has_table()) {
     reasons.add(FDMA_INVALID_ARGUMENT,
                 "block_table is given without cu_seqlens_q; accepted with cu_seqlens_q and cu_seqlens_k only");
   }
@@ -59,12 +59,12 @@ bool check_block_table(Reasons& reasons, const fdma_tensor& table, bool with_dat
 
 // One of the two sides of a call, and what its lengths are measured against.
 struct Side {
-  const char* offsets;       // name of the argument
-  const char* bound_name;    // of max_seqlen
+  const char* offsets;     // name of the argument
+  const char* bound_name;  // of max_seqlen
   int64_t bound;
-  const char* room_name;     // of the rows that one sequence can have
+  const char* room_name;  // of the rows that one sequence can have
   int64_t room;
-  const char* total_name;    // of the rows that all have together
+  const char* total_name;  // of the rows that all have together
   int64_t total;
 };
 
@@ -129,8 +129,9 @@ bool check_sequences(Reasons& reasons, const SequenceArguments& args, bool with_
 
   good = check_shape(reasons, "cu_seqlens_k", args.cu_seqlens_k, {args.cu_seqlens_q.shape[0]}, kOffsetDims);
   if (args.cu_seqlens_k.dtype != args.cu_seqlens_q.dtype) {
-    reasons.add(FDMA_INVALID_DTYPE, concat("cu_seqlens_k.dtype is ", dtype_name(args.cu_seqlens_k.dtype), "; accepted: ",
-                                           dtype_name(args.cu_seqlens_q.dtype), ", the dtype of cu_seqlens_q"));
+    reasons.add(FDMA_INVALID_DTYPE,
+                concat("cu_seqlens_k.dtype is ", dtype_name(args.cu_seqlens_k.dtype),
+                       "; accepted: ", dtype_name(args.cu_seqlens_q.dtype), ", the dtype of cu_seqlens_q"));
     good = false;
   }
   problem.batch = args.cu_seqlens_q.shape[0] - 1;
@@ -157,6 +158,7 @@ bool check_page_extents(Reasons& reasons, const fdma_tensor& key, AttentionProbl
                                            " keys a sequence; accepted: fewer than 2^63 keys"));
     return false;
   }
+  if (pages.pages == 0) problem.sequences.rows_k = 0;  // whatever the table says
   return true;
 }
 

@@ -15,7 +15,8 @@ struct SequenceArguments {
   const fdma_tensor* block_table;  // null: the operation has none
 
   bool given() const { return cu_seqlens_q.rank != 0 || cu_seqlens_k.rank != 0; }
-  bool paged() const { return block_table != nullptr && block_table->rank != 0; }
+  bool has_table() const { return block_table != nullptr && block_table->rank != 0; }
+  bool paged() const { return given() && has_table(); }
 };
 
 // What can be said of the arguments by themselves. True when the call has variable lengths that are well formed: the

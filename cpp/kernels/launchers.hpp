@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/core/params.hpp"
+#include "kernels/select/params.hpp"
 
 namespace fdma {
 
@@ -12,6 +13,11 @@ namespace fdma {
 cudaError_t kernel_image_error();
 
 cudaError_t launch_pack_mask(const PackMaskParams& params, cudaStream_t stream);
+
+// Selection: sizes of scratch, then the call. Asking for sizes touches no memory of the device.
+cudaError_t select_sort_bytes(const SelectParams& params, size_t& bytes);
+int64_t select_plane_words(const SelectParams& params);
+cudaError_t launch_select(const SelectParams& params, const SelectScratch& scratch, cudaStream_t stream);
 
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);

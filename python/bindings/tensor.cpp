@@ -100,6 +100,20 @@ fdma_dtype dtype_from_dlpack(DlDtype dtype, DtypeSet accepted) {
   }
 }
 
+const char* accepted_text(DtypeSet dtypes) {
+  switch (dtypes) {
+    case DtypeSet::kMask:
+      return "bool, integers, float16, bfloat16, float32, float64";
+    case DtypeSet::kOffsets:
+      return "int32, int64";
+    case DtypeSet::kPages:
+      return "int32";
+    case DtypeSet::kNumbers:
+      break;
+  }
+  return "float16, bfloat16, float32 (for query, key and value on the CPU only)";
+}
+
 fdma_device device_from_dlpack(nb::dlpack::device device) {
   switch (device.device_type) {
     case nb::device::cpu::value:
@@ -169,11 +183,9 @@ TensorView describe(nb::handle object, const char* name, const DlTensor& source,
   }
   view.tensor.dtype = dtype_from_dlpack(source.dtype, dtypes);
   if (view.tensor.dtype == FDMA_DTYPE_NONE) {
-    const char* accepted = dtypes == DtypeSet::kMask
-                               ? "bool, integers, float16, bfloat16, float32, float64"
-                               : "float16, bfloat16, float32 (for query, key and value on the CPU only)";
     throw nb::type_error(
-        (std::string(name) + ".dtype is " + text_of(object.attr("dtype")) + "; accepted: " + accepted).c_str());
+        (std::string(name) + ".dtype is " + text_of(object.attr("dtype")) + "; accepted: " + accepted_text(dtypes))
+            .c_str());
   }
   if (source.ndim < 1 || source.ndim > FDMA_MAX_RANK) {
     throw nb::value_error((std::string(name) + " has " + std::to_string(source.ndim) + " dimensions; 1 to " +

@@ -19,6 +19,8 @@ struct TensorView {
 enum class DtypeSet {
   kNumbers,  // every dtype of fdma_dtype; the library says which of them the argument takes
   kMask,     // also unsigned integers, read as signed ones of their width: non-zero is the same bits
+  kOffsets,  // as kNumbers, of cu_seqlens
+  kPages,    // as kNumbers, of block_table
 };
 
 // Reads `object` without copying, owning or detaching it. `name` is the argument as the Python caller knows it. Raises

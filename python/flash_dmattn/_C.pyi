@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from flash_dmattn.sequences import Sequences
+
 __version__: str
 
 def build_info() -> str:
@@ -25,6 +27,7 @@ def attention_forward(
     scale: float | None,
     is_causal: bool | None,
     softcap: float | None,
+    sequences: Sequences | None,
     out: Tensor,
     lse: Tensor | None,
     keep_mask: bool,
@@ -35,7 +38,7 @@ def attention_forward(
     """Write `out` and, where given, `lse`; with `keep_mask` return a given mask in its packed form.
 
     `allocate(query, bytes)` makes the packed mask and, on CUDA, scratch. `num_threads` is for the CPU, `stream` (the
-    raw pointer) for CUDA.
+    raw pointer) for CUDA. With `sequences` the shapes are those of variable lengths or pages.
     """
 
 def attention_backward(
@@ -52,6 +55,7 @@ def attention_backward(
     scale: float | None,
     is_causal: bool | None,
     softcap: float | None,
+    sequences: Sequences | None,
     deterministic: bool,
     grad_query: Tensor | None,
     grad_key: Tensor | None,

@@ -16,6 +16,7 @@ from flash_dmattn.backends.flex import flex_dmattn_func
 from flash_dmattn.backends.triton import triton_dmattn_func
 from flash_dmattn.explanation import explain
 from flash_dmattn.packed import flash_dmattn_kvpacked_func, flash_dmattn_qkvpacked_func
+from flash_dmattn.varlen import flash_dmattn_varlen_func
 
 if TYPE_CHECKING:
     CUDA_AVAILABLE: bool
@@ -32,6 +33,7 @@ __all__ = [
     "flash_dmattn_func_auto",
     "flash_dmattn_kvpacked_func",
     "flash_dmattn_qkvpacked_func",
+    "flash_dmattn_varlen_func",
     "flex_dmattn_func",
     "get_available_backends",
     "triton_dmattn_func",

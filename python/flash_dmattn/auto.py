@@ -6,12 +6,22 @@ from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 
-from flash_dmattn.backends import choose_backend, find_backend
+from flash_dmattn.backends import BACKENDS, choose_backend, find_backend
 from flash_dmattn.backends.base import AttentionFunction, Backend, CallKind
 from flash_dmattn.inputs import not_a_tensor
+from flash_dmattn.operators import is_compiling
 
 # What can run does not change while a process lives, and asking costs more than a small call. Refusals are not kept.
 _choose_backend: Callable[[CallKind], Backend] = lru_cache(maxsize=None)(choose_backend)
+
+
+# Compilers run such a function and keep its answer, where that is a number: they cannot trace what asks the driver.
+_constant_for_compilers = getattr(getattr(torch, "compiler", None), "assume_constant_result", lambda function: function)
+
+
+@_constant_for_compilers
+def _index_of_chosen(*kind: Any) -> int:
+    return BACKENDS.index(_choose_backend(CallKind(*kind)))
 
 
 def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
@@ -89,7 +99,7 @@ def call_kind(query: Any, softcap: Any, deterministic: Any) -> CallKind:
 def _choose(forced: Optional[Backend], query: Any, softcap: Any, deterministic: Any) -> Backend:
     kind = call_kind(query, softcap, deterministic)
     if forced is None:
-        return _choose_backend(kind)
+        return BACKENDS[_index_of_chosen(*kind)] if is_compiling() else _choose_backend(kind)
     if kind.device.type not in forced.device_types:
         raise RuntimeError(
             f"backend {forced.name!r} takes {' or '.join(forced.device_types)} tensors, query is on {kind.device}; "

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from flash_dmattn import ops
 from flash_dmattn.layouts import Layout
+from flash_dmattn.sequences import Sequences
 
 Options = Tuple[Optional[float], Optional[bool], Optional[float]]
 """scale, is_causal, softcap."""
@@ -24,6 +25,7 @@ def gradients(
     lse: torch.Tensor,
     options: Options,
     deterministic: bool,
+    sequences: Optional[Sequences],
     needs: Sequence[bool],
 ) -> List[Optional[torch.Tensor]]:
     """Gradients of `tensors` and of `attn_bias`: those that `needs` asks for, None for the others.
@@ -46,14 +48,15 @@ def gradients(
         lse,
         *options,
         deterministic,
+        sequences,
         (*layout.split(grads[:-1]), grads[-1]),
     )
     return grads
 
 
-def shape_of_packed(attn_mask: Optional[torch.Tensor], key: torch.Tensor) -> Optional[Tuple[int, ...]]:
+def shape_of_packed(attn_mask: torch.Tensor, key: torch.Tensor, sequences: Optional[Sequences]) -> Tuple[int, ...]:
     """Shape of the scores that a packed mask holds: its own, with a value for each key."""
-    return None if attn_mask is None else (*attn_mask.shape[:3], key.shape[1])
+    return (*attn_mask.shape[:3], key.shape[1] if sequences is None else sequences.max_seqlen_k)
 
 
 class Attention(torch.autograd.Function):
@@ -62,21 +65,27 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        call: Tuple[Layout, Optional[torch.Tensor], Options, bool, bool],
+        call: Tuple[Layout, Optional[torch.Tensor], Options, bool, bool, Optional[Sequences]],
         attn_bias: Optional[torch.Tensor],
         *tensors: torch.Tensor,
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Run attention and keep what backward reads.
 
-        `call` is (layout, attn_mask, options, deterministic, return_lse), one argument because each costs; `tensors`
-        hold query, key and value in the layout.
+        `call` is (layout, attn_mask, options, deterministic, return_lse, sequences), one argument because each costs;
+        `tensors` hold query, key and value in the layout.
         """
-        layout, attn_mask, options, deterministic, return_lse = call
+        layout, attn_mask, options, deterministic, return_lse, sequences = call
         query, key, value = layout.split(tensors)
-        out, lse, packed_mask = ops.attention_forward(query, key, value, attn_mask, attn_bias, *options, True)
-        ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors)
+        out, lse, packed_mask = ops.attention_forward(
+            query, key, value, attn_mask, attn_bias, *options, True, True, sequences
+        )
+        if sequences is None:
+            ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors)
+        else:
+            ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors, *sequences.offsets)
         # The dense mask itself is not kept.
-        ctx.call = (layout, shape_of_packed(attn_mask, key), options, deterministic)
+        mask_shape = None if attn_mask is None else shape_of_packed(attn_mask, key, sequences)
+        ctx.call = (layout, mask_shape, options, deterministic, None if sequences is None else sequences.bounds)
         # So that a gradient that lse does not have costs nothing.
         ctx.set_materialize_grads(False)
         return (out, lse) if return_lse else out
@@ -90,8 +99,12 @@ class Attention(torch.autograd.Function):
         packed_mask, attn_bias, out, lse, *tensors = ctx.saved_tensors
         _, needs_bias, *needs = ctx.needs_input_grad
         if grad_out is None and grad_lse is None:
-            return (None,) * (2 + len(tensors))
-        layout, mask_shape, options, deterministic = ctx.call
+            return (None,) * (2 + len(needs))
+        layout, mask_shape, options, deterministic, bounds = ctx.call
+        sequences = None
+        if bounds is not None:
+            *tensors, cu_seqlens_q, cu_seqlens_k = tensors
+            sequences = Sequences(cu_seqlens_q, cu_seqlens_k, *bounds)
         *grads, grad_bias = gradients(
             layout,
             grad_out,
@@ -104,6 +117,7 @@ class Attention(torch.autograd.Function):
             lse,
             options,
             deterministic,
+            sequences,
             (*needs, needs_bias),
         )
         return None, grad_bias, *grads

@@ -9,6 +9,7 @@ from flash_dmattn.autograd import record
 from flash_dmattn.inputs import autocast_may_be_enabled, check_scalars, in_autocast_dtype, needs_gradient
 from flash_dmattn.layouts import Layout
 from flash_dmattn.operators import call_operator, operator_is_needed
+from flash_dmattn.sequences import Sequences, refuse_gradient_of_pages
 
 Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 """The output, or with `return_lse` the output and the lse."""
@@ -24,28 +25,32 @@ def attend(
     softcap: Optional[float],
     deterministic: Optional[bool],
     return_lse: bool,
+    sequences: Optional[Sequences] = None,
 ) -> Result:
     """Attention on `tensors`, which hold query, key and value in `layout`.
 
     A call goes one of three ways: as an operator where torch watches it, through autograd where a gradient is needed,
     and otherwise straight to the library.
     """
-    watched = operator_is_needed(tensors, attn_mask, attn_bias)
+    described = tensors if sequences is None else (*tensors, *sequences.offsets)
+    watched = operator_is_needed(described, attn_mask, attn_bias)
     if watched or autocast_may_be_enabled():
         tensors = in_autocast_dtype(tensors)
     recorded = needs_gradient(tensors, attn_bias)
+    if recorded and sequences is not None:
+        refuse_gradient_of_pages(sequences, tensors, attn_bias)
     if deterministic is None and (watched or recorded):
         deterministic = torch.are_deterministic_algorithms_enabled()
     if watched:
         check_scalars(scale, is_causal, softcap)
         options = (scale, is_causal, softcap, deterministic)
-        out, lse = call_operator(layout, tensors, attn_mask, attn_bias, *options, recorded)
+        out, lse = call_operator(layout, tensors, attn_mask, attn_bias, *options, recorded, sequences)
         return (out, lse) if return_lse else out
     if recorded:
-        call = (layout, attn_mask, (scale, is_causal, softcap), deterministic, return_lse)
+        call = (layout, attn_mask, (scale, is_causal, softcap), deterministic, return_lse, sequences)
         return record(call, attn_bias, *tensors)
     query, key, value = layout.split(tensors)
     out, lse, _ = ops.attention_forward(
-        query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, False, return_lse
+        query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, False, return_lse, sequences
     )
     return (out, lse) if return_lse else out

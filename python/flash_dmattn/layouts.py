@@ -19,11 +19,14 @@ class Layout(NamedTuple):
         Its tensors, as users know them. Those of rank 5 hold in their third dimension what is packed.
     packed : tuple of int
         For each argument how many tensors it holds; 1 is a tensor by itself.
+    has_sequences : bool
+        Whether sequences have lengths of their own, which :class:`flash_dmattn.sequences.Sequences` says.
     """
 
     suffix: str
     arguments: Tuple[str, ...]
     packed: Tuple[int, ...]
+    has_sequences: bool = False
 
     def split(self, tensors: Sequence[MaybeTensor]) -> Sequence[MaybeTensor]:
         """Views of `tensors` as query, key and value; None holds as many None."""
@@ -54,4 +57,5 @@ class Layout(NamedTuple):
 APART = Layout("", ("query", "key", "value"), (1, 1, 1))
 KVPACKED = Layout("_kvpacked", ("q", "kv"), (1, 2))
 QKVPACKED = Layout("_qkvpacked", ("qkv",), (3,))
-LAYOUTS = (APART, KVPACKED, QKVPACKED)
+VARLEN = Layout("_varlen", APART.arguments, APART.packed, has_sequences=True)
+LAYOUTS = (APART, KVPACKED, QKVPACKED, VARLEN)

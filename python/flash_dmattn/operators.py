@@ -8,13 +8,14 @@ An eager call does not go through an operator: that would cost it several times 
 """
 
 from functools import lru_cache
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
 from flash_dmattn import ops
 from flash_dmattn.autograd import gradients, shape_of_packed
 from flash_dmattn.layouts import LAYOUTS, Layout
+from flash_dmattn.sequences import Sequences, lse_shape, refuse_gradient_of_pages
 
 NAMESPACE = "flash_dmattn"
 
@@ -28,7 +29,7 @@ UNAVAILABLE: Optional[str] = (
 
 _Tensor = torch.Tensor
 _NO_DISPATCH = torch.Tensor.__torch_dispatch__
-_is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)
+is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 # Modes in which tensors are watched rather than computed: __torch_dispatch__ modes, functorch, torch.jit.trace.
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_transforms = torch._C._are_functorch_transforms_active
@@ -38,7 +39,7 @@ _jit_tracing_state = torch._C._get_tracing_state
 def _operator_is_needed(
     tensors: Sequence[torch.Tensor], attn_mask: Optional[torch.Tensor], attn_bias: Optional[torch.Tensor]
 ) -> bool:
-    if _is_compiling() or _dispatch_modes() or _functorch_transforms() or _jit_tracing_state() is not None:
+    if is_compiling() or _dispatch_modes() or _functorch_transforms() or _jit_tracing_state() is not None:
         return True
     for tensor in tensors:  # loops: any() over a generator takes twice as long
         if type(tensor) is not _Tensor and _has_dispatch(tensor):
@@ -65,13 +66,14 @@ def call_operator(
     softcap: Optional[float],
     deterministic: bool,
     recorded: bool,
+    sequences: Optional[Sequences] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Output and lse by the operator of `layout`. `recorded` says that a backward pass may follow."""
-    if not _is_compiling():
-        _register_flop_formulas()
+    if not is_compiling():
+        _give_formulas_to_flop_counters()
     operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
     options = (scale, bool(is_causal), softcap, deterministic, recorded and attn_mask is not None)
-    out, lse, _ = operator.default(*tensors, attn_mask, attn_bias, *options)
+    out, lse, _ = operator.default(*tensors, attn_mask, attn_bias, *options, *(sequences or ()))
     return out, lse
 
 
@@ -79,15 +81,26 @@ def _schemas(layout: Layout) -> Tuple[str, str]:
     tensors = ", ".join(f"Tensor {name}" for name in layout.arguments)
     options = "float? scale, bool is_causal, float? softcap, bool deterministic"
     grads = ", ".join(f"Tensor grad_{name}" for name in (*layout.arguments, "bias"))
+    lengths = table = ""
+    if layout.has_sequences:
+        lengths = ", Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k"
+        table = ", Tensor? block_table"
     forward = (
-        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, Tensor? attn_bias, {options}, bool keep_mask)"
+        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, Tensor? attn_bias, {options}, bool keep_mask"
+        f"{lengths}{table})"
         f" -> (Tensor out, Tensor lse, Tensor packed_mask)"
     )
     backward = (
         f"attention{layout.suffix}_backward(Tensor? grad_out, Tensor? grad_lse, {tensors}, Tensor? packed_mask, "
-        f"SymInt[]? mask_shape, Tensor? attn_bias, Tensor out, Tensor lse, {options}, bool[] needs) -> ({grads})"
+        f"SymInt[]? mask_shape, Tensor? attn_bias, Tensor out, Tensor lse, {options}, bool[] needs"
+        f"{lengths}) -> ({grads})"
     )
     return forward, backward
+
+
+# Arguments between the tensors of a layout and its sequences.
+_FORWARD_OPTIONS = 7
+_BACKWARD_OPTIONS = 10
 
 
 class _Operator:
@@ -98,29 +111,28 @@ class _Operator:
         self.count = len(layout.arguments)
 
     def forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        *tensors, attn_mask, attn_bias, scale, is_causal, softcap, _, keep_mask = arguments
+        tensors, (attn_mask, attn_bias, *options, _, keep_mask), sequences = self._split(arguments, _FORWARD_OPTIONS)
         query, key, value = self.layout.split(tensors)
         out, lse, packed_mask = ops.attention_forward(
-            query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, keep_mask, with_lse=True
+            query, key, value, attn_mask, attn_bias, *options, keep_mask, with_lse=True, sequences=sequences
         )
         return out, lse, query.new_empty(0, dtype=torch.uint8) if packed_mask is None else packed_mask
 
     def fake_forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        *tensors, attn_mask, _, _, _, _, _, keep_mask = arguments
+        tensors, (attn_mask, *_, keep_mask), sequences = self._split(arguments, _FORWARD_OPTIONS)
         query, key, _ = self.layout.split(tensors)
-        batch, len_q, heads, _ = query.shape
         mask_bytes = 0
         if keep_mask and attn_mask is not None:
-            mask_bytes = ops.packed_mask_bytes(*shape_of_packed(attn_mask, key))
+            mask_bytes = ops.packed_mask_bytes(*shape_of_packed(attn_mask, key, sequences))
         return (
             query.new_empty(query.shape),
-            query.new_empty((batch, heads, len_q), dtype=torch.float32),
+            query.new_empty(lse_shape(query.shape, sequences), dtype=torch.float32),
             query.new_empty(mask_bytes, dtype=torch.uint8),
         )
 
     def backward(self, grad_out: Any, grad_lse: Any, *arguments: Any) -> Tuple[torch.Tensor, ...]:
-        tensors, (packed_mask, mask_shape, attn_bias, out, lse, *options, needs) = self._split(arguments)
-        *options, deterministic = options
+        tensors, saved, sequences = self._split(arguments, _BACKWARD_OPTIONS)
+        packed_mask, mask_shape, attn_bias, out, lse, *options, deterministic, needs = saved
         grads = gradients(
             self.layout,
             grad_out,
@@ -133,55 +145,84 @@ class _Operator:
             lse,
             tuple(options),
             deterministic,
+            sequences,
             needs,
         )
         return tuple(out.new_empty(0) if grad is None else grad for grad in grads)
 
     def fake_backward(self, grad_out: Any, grad_lse: Any, *arguments: Any) -> Tuple[torch.Tensor, ...]:
-        tensors, (_, _, attn_bias, out, *_, needs) = self._split(arguments)
+        tensors, (_, _, attn_bias, out, *_, needs), _ = self._split(arguments, _BACKWARD_OPTIONS)
         return tuple(
             tensor.new_empty(tensor.shape) if needed and tensor is not None else out.new_empty(0)
             for tensor, needed in zip((*tensors, attn_bias), needs)
         )
 
     def keep(self, ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
-        *tensors, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, keep_mask = inputs
+        tensors, (attn_mask, attn_bias, *options, keep_mask), sequences = self._split(inputs, _FORWARD_OPTIONS)
         if attn_mask is not None and not keep_mask:
             raise RuntimeError("keep_mask is False in a call that is differentiated; accepted: True")
+        offsets: Sequence[torch.Tensor] = ()
+        ctx.bounds = ()
+        if sequences is not None:
+            refuse_gradient_of_pages(sequences, tensors, attn_bias)
+            offsets, ctx.bounds = sequences.offsets, sequences.bounds
         out, lse, packed_mask = output
-        ctx.save_for_backward(None if attn_mask is None else packed_mask, attn_bias, out, lse, *tensors)
-        ctx.mask_shape = shape_of_packed(attn_mask, self.layout.split(tensors)[1])
-        ctx.options = (scale, is_causal, softcap, deterministic)
+        ctx.save_for_backward(None if attn_mask is None else packed_mask, attn_bias, out, lse, *tensors, *offsets)
+        ctx.mask_shape = None
+        if attn_mask is not None:
+            ctx.mask_shape = shape_of_packed(attn_mask, self.layout.split(tensors)[1], sequences)
+        ctx.options = options
         ctx.set_materialize_grads(False)
 
     def differentiate(self, ctx: Any, grad_out: Any, grad_lse: Any, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
-        packed_mask, attn_bias, out, lse, *tensors = ctx.saved_tensors
+        packed_mask, attn_bias, out, lse, *kept = ctx.saved_tensors
+        tensors, offsets = kept[: self.count], kept[self.count :]
         needs: List[bool] = [*ctx.needs_input_grad[: self.count], ctx.needs_input_grad[self.count + 1]]
-        no_gradient = (None,) * 5
+        no_gradient = (None,) * (len(ctx.needs_input_grad) - self.count - 2)
         if grad_out is None and grad_lse is None:
             return (*(None,) * (self.count + 2), *no_gradient)
         operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{self.layout.suffix}_backward")
         saved = (*tensors, packed_mask, ctx.mask_shape, attn_bias, out, lse)
-        results = operator.default(grad_out, grad_lse, *saved, *ctx.options, needs)
+        results = operator.default(grad_out, grad_lse, *saved, *ctx.options, needs, *offsets, *ctx.bounds)
         *grads, grad_bias = (grad if needed else None for grad, needed in zip(results, needs))
         return (*grads, None, grad_bias, *no_gradient)
 
-    def flops(self, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    def flops(self, *arguments: Any, out_val: Any = None, **_: Any) -> int:
         """Two products of matrices, whatever is hidden: as torch counts its own attention."""
-        return 2 * self._flops_of_a_product(shapes[: self.count])
+        tensors, _, sequences = self._split(arguments, _FORWARD_OPTIONS)
+        return 2 * _flops_of_a_product(tensors, sequences)
 
-    def flops_of_backward(self, grad_out: Any, grad_lse: Any, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    def flops_of_backward(self, grad_out: Any, grad_lse: Any, *arguments: Any, out_val: Any = None, **_: Any) -> int:
         """Five: the scores again, and one for each operand of each product of forward."""
-        return 5 * self._flops_of_a_product(shapes[: self.count])
+        tensors, _, sequences = self._split(arguments, _BACKWARD_OPTIONS)
+        return 5 * _flops_of_a_product(tensors, sequences)
 
-    def _flops_of_a_product(self, shapes: Sequence[Sequence[int]]) -> int:
-        # Packed or not, the first tensor ends in the heads and head dim of query, the last has the length of key.
-        batch, len_q = shapes[0][:2]
-        heads, head_dim = shapes[0][-2:]
-        return 2 * batch * heads * len_q * shapes[-1][1] * head_dim
+    def _split(
+        self, arguments: Sequence[Any], options: int
+    ) -> Tuple[Sequence[Any], Sequence[Any], Optional[Sequences]]:
+        """The tensors of the layout, what all layouts have, and the sequences."""
+        end = self.count + options
+        sequences = Sequences(*arguments[end:]) if self.layout.has_sequences else None
+        return arguments[: self.count], arguments[self.count : end], sequences
 
-    def _split(self, arguments: Sequence[Any]) -> Tuple[Sequence[Any], Sequence[Any]]:
-        return arguments[: self.count], arguments[self.count :]
+
+def _flops_of_a_product(tensors: Sequence[torch.Tensor], sequences: Optional[Sequences]) -> int:
+    # Packed or not, the first tensor ends in the heads and head dim of query, the last has the length of key.
+    *_, heads, head_dim = tensors[0].shape
+    if sequences is None:
+        batch, len_q = tensors[0].shape[:2]
+        scores = batch * len_q * tensors[-1].shape[1]
+    else:
+        lengths_q, lengths_k = (_lengths(*side) for side in zip(sequences.offsets, sequences.bounds))
+        scores = sum(len_q * len_k for len_q, len_k in zip(lengths_q, lengths_k))
+    return 2 * heads * scores * head_dim
+
+
+def _lengths(offsets: torch.Tensor, bound: int) -> Sequence[int]:
+    """Lengths of sequences, or their bound where nobody knows the values."""
+    if offsets.is_meta or _has_dispatch(offsets):
+        return [bound] * (offsets.shape[0] - 1)
+    return offsets.diff().tolist()
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
@@ -213,16 +254,30 @@ def _register(library: "torch.library.Library", layout: Layout) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{backward}", _refuse_second_derivative, lib=library)
 
 
+def _give_formulas_to_flop_counters() -> None:
+    """To torch's table, and to the counters that are counting: each has copied the table when it was made."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    formulas = _register_flop_formulas()
+    for mode in _get_current_dispatch_mode_stack():
+        # In older torch a counter is its own mode.
+        table = getattr(getattr(mode, "counter", mode), "flop_registry", None)
+        if table is not None:
+            table.update({target: formula for target, formula in formulas.items() if target not in table})
+
+
 @lru_cache(maxsize=None)
-def _register_flop_formulas() -> None:
+def _register_flop_formulas() -> Dict[Any, Callable[..., int]]:
     """Formulas for FlopCounterMode; at the first call that torch watches, because its module imports Triton."""
-    from torch.utils.flop_counter import register_flop_formula
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
 
     namespace = getattr(torch.ops, NAMESPACE)
     for layout in LAYOUTS:
         operator = _Operator(layout)
-        register_flop_formula(getattr(namespace, f"attention{layout.suffix}"))(operator.flops)
-        register_flop_formula(getattr(namespace, f"attention{layout.suffix}_backward"))(operator.flops_of_backward)
+        for name, formula in (("", operator.flops), ("_backward", operator.flops_of_backward)):
+            target = getattr(namespace, f"attention{layout.suffix}{name}")
+            register_flop_formula(target, get_raw=True)(formula)
+    return {target: formula for target, formula in flop_registry.items() if NAMESPACE in str(target)}
 
 
 # A fragment: other modules may add operators to the namespace. Registrations last as long as this object.

@@ -5,6 +5,7 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 import torch
 
 from flash_dmattn import _C
+from flash_dmattn.sequences import Sequences, lse_shape
 
 
 def attention_forward(
@@ -18,28 +19,30 @@ def attention_forward(
     softcap: Optional[float],
     keep_for_backward: bool = False,
     with_lse: bool = False,
+    sequences: Optional[Sequences] = None,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Attention and, with `keep_for_backward`, what :func:`attention_backward` wants of it.
 
     Returns
     -------
     out : torch.Tensor
-        ``(B, Lq, H, D)``, contiguous.
+        ``(B, Lq, H, D)``, contiguous; as `query` is packed, ``(total_q, H, D)``.
     lse : torch.Tensor or None
-        ``(B, H, Lq)``, float32: the natural logarithm of the sum of exponentials of each row. Given with
-        `keep_for_backward` or `with_lse`.
+        ``(B, H, Lq)``, packed ``(H, total_q)``, float32: the natural logarithm of the sum of exponentials of each row.
+        Given with `keep_for_backward` or `with_lse`.
     packed_mask : torch.Tensor or None
         `attn_mask` as one bit a score, uint8. Given with `keep_for_backward`.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = None
-    if (keep_for_backward or with_lse) and query.dim() == 4:  # else there is no lse, and the library refuses the call
-        batch, len_q, heads, _ = query.shape
-        lse = torch.empty((batch, heads, len_q), dtype=torch.float32, device=query.device)
+    if keep_for_backward or with_lse:
+        shape = lse_shape(query.shape, sequences)
+        if shape is not None:  # else the library refuses the call
+            lse = torch.empty(shape, dtype=torch.float32, device=query.device)
     packed_mask = _run(
         _C.attention_forward,
         query,
-        (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, out, lse, keep_for_backward),
+        (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, sequences, out, lse, keep_for_backward),
     )
     return out, lse, packed_mask
 
@@ -59,12 +62,14 @@ def attention_backward(
     is_causal: Optional[bool],
     softcap: Optional[float],
     deterministic: bool,
+    sequences: Optional[Sequences],
     grads: Sequence[Optional[torch.Tensor]],
 ) -> None:
     """Write the gradients of query, key, value and attn_bias into `grads`; those that are None are not computed.
 
     At least one of `grad_out` and `grad_lse` is given; None is a gradient of zero. `mask_shape` is the shape of the
-    mask that `packed_mask` was made of, with the last dimension expanded to ``Lk``. Gradients of query, key and value
+    mask that `packed_mask` was made of, with the last dimension expanded to ``Lk``, which with `sequences` is their
+    `max_seqlen_k`. Gradients of query, key and value
     have the shape and dtype of their inputs and any layout that addresses no element twice; that of a bias is
     contiguous and summed over the dimensions that broadcast.
     """
@@ -76,7 +81,7 @@ def attention_backward(
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
     saved = (query, key, value, packed_mask, mask_shape, attn_bias, out, lse)
-    options = (scale, is_causal, softcap, deterministic)
+    options = (scale, is_causal, softcap, sequences, deterministic)
     _run(_C.attention_backward, query, (grad_out, grad_lse, *saved, *options, *grads))
 
 

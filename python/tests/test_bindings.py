@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flash_dmattn import flash_dmattn_func, ops
-from flash_dmattn.testing.cases import CASES, Case
+from flash_dmattn import flash_dmattn_func, flash_dmattn_varlen_func, ops
+from flash_dmattn.testing.cases import CASES, Case, VarlenCase
 from flash_dmattn.testing.reference import call_with_gradients
 
 CASE = Case("masked and biased", heads=4, mask="BHQK", bias="BGQK", options={"is_causal": True, "deterministic": True})
@@ -31,6 +31,14 @@ def test_mask_dtypes_through_attributes(case: Case) -> None:
     expected = flash_dmattn_func(**inputs)
     inputs["attn_mask"] = inputs["attn_mask"].as_subclass(WithoutExchangeApi)
     assert torch.equal(flash_dmattn_func(**inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_offsets_of_sequences_through_attributes(dtype: torch.dtype) -> None:
+    inputs = VarlenCase("offsets", lengths_q=(9, 0, 30), offsets_dtype=dtype).inputs(torch.float32, "cpu")
+    expected = flash_dmattn_varlen_func(**inputs)
+    old = {name: inputs[name].as_subclass(WithoutExchangeApi) for name in ("cu_seqlens_q", "cu_seqlens_k")}
+    assert torch.equal(flash_dmattn_varlen_func(**{**inputs, **old}), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
 """What only a GPU can show: streams, graphs, tensors past 2^31 elements, other devices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from flash_dmattn import flash_dmattn_func, flash_dmattn_func_auto, get_available_backends
-from flash_dmattn.testing.cases import Case
+from flash_dmattn import (
+    flash_dmattn_func,
+    flash_dmattn_func_auto,
+    flash_dmattn_varlen_func,
+    get_available_backends,
+)
+from flash_dmattn.testing.cases import Case, VarlenCase
 from flash_dmattn.testing.compare import assert_matches
-from flash_dmattn.testing.reference import call_with_gradients, reference_results
+from flash_dmattn.testing.reference import GRADIENTS, call_with_gradients, reference_results
 
 pytestmark = pytest.mark.gpu
 
@@ -20,6 +27,25 @@ CASE = Case(
     mask="BHQK",
     bias="BHQK",
     options={"is_causal": True, "deterministic": True},
+)
+SEQUENCES = VarlenCase(
+    "masked and biased",
+    lengths_q=(40, 0, 165, 7),
+    lengths_k=(130, 9, 65, 180),
+    heads=4,
+    head_dim=64,
+    mask="BHQK",
+    bias="BHQK",
+    options={"is_causal": True, "deterministic": True},
+)
+OTHER_SEQUENCES = replace(SEQUENCES, lengths_q=(7, 165, 40, 0), lengths_k=(180, 65, 9, 130))
+# Each with values, and lengths where they are values, that its tensors may have later.
+FUNCTIONS = pytest.mark.parametrize(
+    ("function", "case", "later"),
+    [
+        pytest.param(flash_dmattn_func, CASE, CASE, id="dense"),
+        pytest.param(flash_dmattn_varlen_func, SEQUENCES, OTHER_SEQUENCES, id="varlen"),
+    ],
 )
 
 
@@ -65,23 +91,30 @@ def test_runs_on_the_current_stream(inputs, grad_out) -> None:
     assert_equal(actual, expected)
 
 
-def test_call_does_not_synchronise(inputs, grad_out) -> None:
-    call_with_gradients(flash_dmattn_func, inputs, CASE.options, grad_out)
+@FUNCTIONS
+def test_call_does_not_synchronise(function, case, later) -> None:
+    inputs, grad_out = case.inputs(DTYPE, "cuda"), case.grad_out(DTYPE, "cuda")
+    call_with_gradients(function, inputs, case.options, grad_out)
     torch.cuda.synchronize()
     torch.cuda._sleep(200_000_000)
     busy = torch.cuda.Event()
     busy.record()
-    call_with_gradients(flash_dmattn_func, inputs, CASE.options, grad_out)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call_with_gradients(function, inputs, case.options, grad_out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert not busy.query()
     torch.cuda.synchronize()
 
 
-def test_graph_capture_and_replay_on_new_values(inputs, grad_out) -> None:
-    leaves = {name: inputs[name].detach().requires_grad_() for name in ("query", "key", "value", "attn_bias")}
-    call = {**inputs, **leaves, **CASE.options}
+@FUNCTIONS
+def test_graph_capture_and_replay_on_new_values(function, case, later) -> None:
+    inputs, grad_out = case.inputs(DTYPE, "cuda"), case.grad_out(DTYPE, "cuda")
+    leaves = {name: inputs[name].requires_grad_() for name in GRADIENTS}
 
     def step():
-        out = flash_dmattn_func(**call)
+        out = function(**inputs, **case.options)
         return out, torch.autograd.grad(out, list(leaves.values()), grad_out)
 
     side = torch.cuda.Stream()
@@ -93,14 +126,14 @@ def test_graph_capture_and_replay_on_new_values(inputs, grad_out) -> None:
     with torch.cuda.graph(graph):
         out, grads = step()
 
-    fresh = CASE.inputs(DTYPE, "cuda", seed=7)
+    fresh = later.inputs(DTYPE, "cuda", seed=7)
     with torch.no_grad():
-        for name in leaves:
-            leaves[name].copy_(fresh[name])
-        inputs["attn_mask"].copy_(fresh["attn_mask"])
+        for name, given in inputs.items():
+            if isinstance(given, torch.Tensor):
+                given.copy_(fresh[name])
     graph.replay()
     torch.cuda.synchronize()
-    expected = call_with_gradients(flash_dmattn_func, fresh, CASE.options, grad_out)
+    expected = call_with_gradients(function, fresh, case.options, grad_out)
     assert torch.equal(out, expected.out)
     for grad, name in zip(grads, leaves):
         assert torch.equal(grad, expected.grads[name]), name

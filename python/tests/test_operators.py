@@ -5,17 +5,22 @@ from typing import Any, Callable, Dict, Tuple
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from flash_dmattn import (
+    _C,
     flash_dmattn_func,
     flash_dmattn_func_auto,
     flash_dmattn_kvpacked_func,
     flash_dmattn_qkvpacked_func,
+    flash_dmattn_varlen_func,
     operators,
     ops,
 )
+from flash_dmattn.backends import libfdma
 from flash_dmattn.testing.cases import CASES, Case
+from flash_dmattn.testing.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(operators.UNAVAILABLE is not None, reason=str(operators.UNAVAILABLE))
 
@@ -23,8 +28,22 @@ PLACES = [
     pytest.param(("cpu", torch.float32), id="cpu"),
     pytest.param(("cuda", torch.bfloat16), id="cuda", marks=pytest.mark.gpu),
 ]
-FORMS = ["", "_kvpacked", "_qkvpacked"]
-FUNCTIONS = {"": flash_dmattn_func, "_kvpacked": flash_dmattn_kvpacked_func, "_qkvpacked": flash_dmattn_qkvpacked_func}
+
+
+def varlen(query, key, value, attn_mask=None, attn_bias=None, **options):
+    """Two sequences, of a quarter and of three quarters of the bound; half of the rows belong to none."""
+    bound = query.shape[0] // 2
+    offsets = torch.arange(3, device=query.device) ** 2 * (bound // 4)
+    return flash_dmattn_varlen_func(query, key, value, attn_mask, attn_bias, offsets, offsets, bound, bound, **options)
+
+
+FUNCTIONS = {
+    "": flash_dmattn_func,
+    "_kvpacked": flash_dmattn_kvpacked_func,
+    "_qkvpacked": flash_dmattn_qkvpacked_func,
+    "_varlen": varlen,
+}
+FORMS = list(FUNCTIONS)
 OPTIONS = {"is_causal": True, "deterministic": True}
 
 
@@ -45,6 +64,7 @@ def tensors_of(form: str, place, length: int = 40, requires_grad: bool = True) -
         "": [(2, length, 4, 16), (2, length, 2, 16), (2, length, 2, 16)],
         "_kvpacked": [(2, length, 4, 16), (2, length, 2, 2, 16)],
         "_qkvpacked": [(2, length, 3, 4, 16)],
+        "_varlen": [(2 * length, 4, 16), (2 * length, 2, 16), (2 * length, 2, 16)],
     }[form]
     generator = torch.Generator().manual_seed(length)
     made = (torch.randn(shape, generator=generator).to(device=device, dtype=dtype) for shape in shapes)
@@ -72,19 +92,6 @@ def assert_all_equal(actual: Tuple[torch.Tensor, ...], expected: Tuple[torch.Ten
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected)):
         assert torch.equal(a, e), f"result {index}"
-
-
-class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-    """Keeps the calls of this package's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == operators.NAMESPACE:
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 def detached(arguments: Tuple[Any, ...]) -> Tuple[Any, ...]:
@@ -151,37 +158,78 @@ def test_compile_in_one_graph(form, dynamic, place) -> None:
         out, lse = function(*arguments, scale=scale, **OPTIONS, return_lse=True)
         return 2 * out, lse
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=graphs)
     for length in (40, 129, 64):
         arguments = (*tensors_of(form, place, length), *mask_and_bias(place, length))
         assert_all_equal(results(compiled, *arguments), results(step, *arguments))
+    assert graphs.frame_count == (1 if dynamic else 3)
 
 
-def test_compile_with_inductor(place) -> None:
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_with_inductor(dynamic, place) -> None:
     def step(query, key, value, mask, bias):
         # Layouts that a compiler may be tempted to change.
         out = flash_dmattn_func(query * 2, key.relu(), value.transpose(1, 2).contiguous().transpose(1, 2), mask, bias)
         return out.sin()
 
-    arguments = (*tensors_of("", place), *mask_and_bias(place))
-    actual = results(torch.compile(step, fullgraph=True), *arguments)
-    for compiled, eager in zip(actual, results(step, *arguments)):
-        torch.testing.assert_close(compiled, eager)
+    run = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    for length in (40, 129) if dynamic else (40,):
+        arguments = (*tensors_of("", place, length), *mask_and_bias(place, length))
+        actual = results(run, *arguments)
+        for compiled, eager in zip(actual, results(step, *arguments)):
+            torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_compile_without_gradients(mode, place) -> None:
-    arguments = (*tensors_of("", place), *mask_and_bias(place))
-    compiled = torch.compile(flash_dmattn_func, fullgraph=True, backend="aot_eager")
+def test_compile_without_gradients(mode, form, place) -> None:
+    arguments = (*tensors_of(form, place), *mask_and_bias(place))
+    compiled = torch.compile(FUNCTIONS[form], fullgraph=True, backend="aot_eager")
     with mode():
-        assert torch.equal(compiled(*arguments), flash_dmattn_func(*arguments))
+        assert torch.equal(compiled(*arguments), FUNCTIONS[form](*arguments))
 
 
-def test_compile_what_auto_returns(place) -> None:
-    attention = flash_dmattn_func_auto()
+@pytest.mark.parametrize("form", FORMS)
+def test_inference_mode(form, place) -> None:
+    arguments = (*tensors_of(form, place), *mask_and_bias(place))
+    expected = FUNCTIONS[form](*arguments, return_lse=True)
+    with torch.inference_mode():
+        actual = FUNCTIONS[form](*arguments, return_lse=True)
+        # Tensors that were made in it have no version counter.
+        inside = FUNCTIONS[form](*(tensor.clone() for tensor in arguments), return_lse=True)
+    assert_all_equal(actual, expected)
+    assert_all_equal(inside, expected)
+    assert all(tensor.is_inference() for tensor in (*actual, *inside))
+
+
+@pytest.mark.parametrize("backend", [None, "device"], ids=["chosen", "forced"])
+@pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
+def test_compile_what_auto_returns(backend, place) -> None:
+    attention = flash_dmattn_func_auto(place[0] if backend else None)
     arguments = tensors_of("", place)
     compiled = torch.compile(lambda *tensors: attention(*tensors, **OPTIONS), fullgraph=True, backend="aot_eager")
     assert_all_equal(results(compiled, *arguments), results(attention, *arguments, **OPTIONS))
+
+
+def test_compiled_code_does_not_trace_what_asks_the_driver(monkeypatch) -> None:
+    def choose(kind):
+        assert _C.cuda_built() in (False, True)  # no compiler knows what is in a binding
+        return libfdma.cpu
+
+    monkeypatch.setattr("flash_dmattn.auto._choose_backend", choose)
+    attention = flash_dmattn_func_auto()
+    arguments = tensors_of("", ("cpu", torch.float32))
+    compiled = torch.compile(lambda *tensors: attention(*tensors), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments), flash_dmattn_func(*arguments))
+
+
+def test_compiled_code_refuses_what_no_backend_takes() -> None:
+    attention = flash_dmattn_func_auto()
+    compiled = torch.compile(lambda *tensors: attention(*tensors), backend="aot_eager")
+    query = torch.empty(1, 4, 1, 8, device="meta")
+    with pytest.raises(Exception, match="query is on a meta device; accepted: cpu or cuda"):
+        compiled(query, query, query)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +332,7 @@ def test_autocast_of_another_device_changes_nothing() -> None:
         assert flash_dmattn_func(query, query, query).dtype == torch.float32
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["", "_kvpacked", "_qkvpacked"])
 def test_flops_are_counted_as_those_of_torch(form) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -299,6 +347,18 @@ def test_flops_are_counted_as_those_of_torch(form) -> None:
     product = 2 * 2 * 4 * 40 * 40 * 16
     assert expected.get_total_flops() == 6 * product
     assert counter.get_total_flops() == 7 * product
+
+
+def test_flops_of_the_first_call_that_is_watched_are_counted(monkeypatch) -> None:
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    for target in [target for target in flop_registry if operators.NAMESPACE in str(target)]:
+        monkeypatch.delitem(flop_registry, target)
+    operators._register_flop_formulas.cache_clear()
+    query, key, value = tensors_of("", ("cpu", torch.float32))
+    with FlopCounterMode(display=False) as counter:
+        flash_dmattn_func(query, key, value)
+    assert counter.get_total_flops() == 2 * (2 * 2 * 4 * 40 * 40 * 16)
 
 
 def test_fake_tensors_give_shapes_and_strides() -> None:
@@ -356,6 +416,27 @@ def test_a_mask_that_was_not_kept_is_refused() -> None:
     query, mask = torch.randn(1, 4, 1, 8, requires_grad=True), torch.ones(1, 1, 4, 4)
     with pytest.raises(RuntimeError, match="keep_mask is False in a call that is differentiated; accepted: True"):
         torch.ops.flash_dmattn.attention(query, query, query, mask, None, None, False, None, False, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_graph_capture_of_forward(form) -> None:
+    place = ("cuda", torch.bfloat16)
+    arguments = (*tensors_of(form, place, requires_grad=False), *mask_and_bias(place))
+    with torch.no_grad():
+        FUNCTIONS[form](*arguments)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = FUNCTIONS[form](*arguments, is_causal=True, return_lse=True)
+        for tensor in (*arguments[:-2], arguments[-1]):
+            tensor.mul_(0.5)
+        arguments[-2].logical_not_()
+        for output in outputs:
+            output.fill_(torch.nan)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_all_equal(outputs, FUNCTIONS[form](*arguments, is_causal=True, return_lse=True))
 
 
 @pytest.mark.gpu

@@ -1,13 +1,15 @@
 """Random shapes, strides and broadcasts."""
 
+from functools import partial
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flash_dmattn import flash_dmattn_func
-from flash_dmattn.testing.cases import Case
+from flash_dmattn import flash_dmattn_func, flash_dmattn_varlen_func
+from flash_dmattn.testing.cases import Case, VarlenCase
 from flash_dmattn.testing.compare import assert_matches
-from flash_dmattn.testing.reference import call_with_gradients, reference_results
+from flash_dmattn.testing.reference import attend_each_sequence, call_with_gradients, reference_results
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SETTINGS = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -99,3 +101,42 @@ def test_a_broadcast_mask_and_bias_equal_their_expansions(case: Case) -> None:
     torch.testing.assert_close(
         flash_dmattn_func(**inputs, **case.options), flash_dmattn_func(**expanded, **case.options)
     )
+
+
+@st.composite
+def varlen_cases(draw) -> VarlenCase:
+    heads_kv = draw(st.integers(1, 2))
+    sequences = draw(st.integers(1, 6))
+    lengths = st.lists(st.integers(0, 90), min_size=sequences, max_size=sequences).map(tuple)
+    slack = st.integers(0, 70)
+    return VarlenCase(
+        "random",
+        lengths_q=draw(lengths),
+        lengths_k=draw(lengths),
+        slack_q=draw(slack),
+        slack_k=draw(slack),
+        spare_q=draw(slack),
+        spare_k=draw(slack),
+        padded=draw(st.booleans()),
+        offsets_dtype=draw(st.sampled_from([torch.int32, torch.int64])),
+        heads=heads_kv * draw(st.integers(1, 3)),
+        heads_kv=heads_kv,
+        head_dim=8 * draw(st.integers(1, 9)),
+        mask=draw(extents),
+        bias=draw(extents),
+        options={"is_causal": draw(st.booleans()), "softcap": draw(st.sampled_from([0.0, 0.5])), "return_lse": True},
+    )
+
+
+@SETTINGS
+@given(case=varlen_cases(), dtype=st.sampled_from(DTYPES))
+def test_a_varlen_call_is_one_dense_call_for_each_sequence(case: VarlenCase, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype, "cpu")
+    grads = (case.grad_out(dtype, "cpu"), case.grad_lse("cpu"))
+    one_by_one = partial(attend_each_sequence, flash_dmattn_func, dtype, torch.float32)
+    dense = call_with_gradients(one_by_one, inputs, case.options, grads)
+    (out, lse), actual = call_with_gradients(flash_dmattn_varlen_func, inputs, case.options, grads)
+    assert torch.equal(out, dense.out[0])
+    assert torch.equal(lse, dense.out[1])
+    for name, grad in actual.items():
+        assert_matches(grad, dense.grads[name].double(), dense.grads[name], f"gradient of {name}")

@@ -49,6 +49,14 @@ def test_python_runs(code):
     exec(compile(code, "<documentation>", "exec"), {})
 
 
+def test_table_of_backends_is_current():
+    pytest.importorskip("flash_dmattn")
+    from tools import backend_table
+
+    readme = backend_table.README.read_text()
+    assert backend_table.with_table(readme) == readme, "run `python -m tools.backend_table`"
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -20,14 +20,16 @@
    device. All are thread-safe, and those on CUDA can be captured in a graph.
    Variable lengths. With cu_seqlens_q and cu_seqlens_k, sequence b has len_q(b) = cu_seqlens_q[b + 1] - cu_seqlens_q[b]
    queries and len_k(b) likewise, and everything above holds for each sequence by itself: causality is aligned to the
-   corner of len_q(b) and len_k(b), mask and bias are indexed by positions inside the sequence. Tensors are packed, query
-   (total_q, H, D) and key, value (total_k, H_kv, D), where sequence b has the rows from cu_seqlens[b] on; or padded,
-   (B, L, H, D), where it has the first rows of batch b. Rows of out and of gradients that belong to no sequence are set
-   to zero, lse there to -inf. The values of cu_seqlens start at 0 and never fall; on the CPU they are checked, on CUDA
-   they lie on the device, and a length is cut to what max_seqlen and the tensors hold, so that nothing else is touched.
+   corner of len_q(b) and len_k(b), mask and bias are indexed by positions inside the sequence. Tensors are packed,
+   query (total_q, H, D) and key, value (total_k, H_kv, D), where sequence b has the rows from cu_seqlens[b] on; or
+   padded, (B, L, H, D), where it has the first rows of batch b. Rows of out and of gradients that belong to no sequence
+   are set to zero, lse there to -inf. The values of cu_seqlens start at 0 and never fall; on the CPU they are checked,
+   on CUDA they lie on the device, and a length is cut to what max_seqlen and the tensors hold, so that nothing else is
+   touched.
 
-   Pages. With block_table, key and value are (pages, page_size, H_kv, D): key j of sequence b is row j % page_size of page
-   block_table[b][j / page_size]. Pages may come in any order; entries past the last key are not read. Forward only. */
+   Pages. With block_table, key and value are (pages, page_size, H_kv, D): key j of sequence b is row j % page_size of
+   page block_table[b][j / page_size]. Pages may come in any order; entries past the last key are not read. Forward
+   only. */
 #ifndef FDMA_ATTENTION_H
 #define FDMA_ATTENTION_H
 
@@ -59,7 +61,7 @@ typedef struct fdma_attention_forward_params {
   fdma_tensor lse;     /* optional output (B, H, Lq), FLOAT32, contiguous */
   /* Optional output, with a DENSE mask only: FDMA_UINT8, rank 1, fdma_mask_packed_size bytes, 16-byte aligned. Keeps
      the mask as one bit a score, as fdma_attention_backward takes it, so that the dense tensor need not be kept. With
-     is_causal the bits of scores that causality hides are zero. */
+     is_causal the bits of scores that causality hides are zero, unless sequences of several lengths share a mask. */
   fdma_tensor packed_mask;
   /* Variable lengths; rank 0 = all sequences have the lengths of the tensors. See above. */
   fdma_tensor cu_seqlens_q; /* (B + 1), INT32 or INT64, contiguous */

@@ -13,7 +13,8 @@ struct RowSpan {
   int64_t begin;
 };
 
-// One sequence of a batch.
+// One sequence of a batch. Kernels keep it in shared memory: main loops have no registers to spare for it, and read it
+// again behind every barrier.
 struct Sequence {
   int32_t len_q, len_k;
   int64_t q_begin, k_begin;
@@ -25,42 +26,29 @@ struct SequenceView {
   const void* cu_k = nullptr;
   bool is_64bit = false;
   bool packed = false;  // rows of all sequences follow each other; otherwise each has a batch entry
+  bool paged = false;   // except the keys, which count from the sequence's first page
   int32_t max_q = 0, max_k = 0;
-  int64_t rows_q = 0, rows_k = 0;  // of the tensors: the total when packed, else of a batch entry
+  int64_t rows_q = 0, rows_k = 0;  // of the tensors: the total when packed, else of one sequence
 
   FDMA_HOST_DEVICE bool varies() const { return cu_q != nullptr; }
 
-  FDMA_HOST_DEVICE RowSpan queries(int64_t b) const { return span(cu_q, b, max_q, rows_q); }
-  FDMA_HOST_DEVICE RowSpan keys(int64_t b) const { return span(cu_k, b, max_k, rows_k); }
+  FDMA_HOST_DEVICE RowSpan queries(int64_t b) const { return span(cu_q, b, max_q, rows_q, packed); }
+  FDMA_HOST_DEVICE RowSpan keys(int64_t b) const { return span(cu_k, b, max_k, rows_k, packed && !paged); }
   FDMA_HOST_DEVICE Sequence at(int64_t b) const {
     const RowSpan q = queries(b), k = keys(b);
     return {q.len, k.len, q.begin, k.begin};
   }
 
   FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
-#if defined(__CUDA_ARCH__)
-    // Main loops ask again instead of keeping the answer: with equal lengths it costs nothing, and registers are short.
-    // A plain load would be merged with earlier ones and kept.
-    int64_t value;
-    if (is_64bit) {
-      asm volatile("ld.global.s64 %0, [%1];" : "=l"(value) : "l"(static_cast<const int64_t*>(cu) + b));
-    } else {
-      int32_t narrow;
-      asm volatile("ld.global.s32 %0, [%1];" : "=r"(narrow) : "l"(static_cast<const int32_t*>(cu) + b));
-      value = narrow;
-    }
-    return value;
-#else
     return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
-#endif
   }
 
  private:
   // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
-  FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows) const {
+  FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows, bool in_a_row) const {
     if (!varies()) return {max, 0};
     const int64_t first = boundary(cu, b);
-    const int64_t begin = packed ? max_of<int64_t>(0, min_of(first, rows)) : 0;
+    const int64_t begin = in_a_row ? max_of<int64_t>(0, min_of(first, rows)) : 0;
     const int64_t longest = min_of<int64_t>(max, rows - begin);
     return {static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, b + 1) - first, longest))), begin};
   }

@@ -97,7 +97,10 @@ FDMA_DEVICE void add_shared_gradient(float (&sum)[Traits::kM][Traits::kN][4], co
 #pragma unroll
     for (int j = 0; j < Traits::kN; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum[i][j][e] += grad[i][j][e];
+      for (int e = 0; e < 4; ++e) {
+        // The tile of the bias is that of the longest sequence: behind this one it may hold anything.
+        if (stats[i][e / 2].x != INFINITY) sum[i][j][e] += grad[i][j][e];
+      }
     }
   }
   __syncthreads();

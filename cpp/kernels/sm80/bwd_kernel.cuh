@@ -91,8 +91,8 @@ FDMA_DEVICE void scores_to_weights(float (&x)[kM][kN][4], const float2 (&stats)[
   }
   const int row0 = m * Traits::kQueries + c.score_row();
   const int col0 = c.block.k() + c.score_col();
-  if (col0 + Traits::kScoreCols > key_limit(row0, c.block.queries().len, c.block.keys().len, p.is_causal)) {
-    apply_key_limit(x, row0, col0, c.block.queries().len, c.block.keys().len, p.is_causal, c.lane);
+  if (col0 + Traits::kScoreCols > key_limit(row0, c.block.sequence.len_q, c.block.sequence.len_k, p.is_causal)) {
+    apply_key_limit(x, row0, col0, c.block.sequence.len_q, c.block.sequence.len_k, p.is_causal, c.lane);
   }
   weights_from_bits(x, stats, folded ? c.unit.scale_log2 : 1.f);
 }
@@ -225,8 +225,8 @@ FDMA_DEVICE void store_key_gradient(const TensorView& target, const float (&grad
   store_accumulator<T, typename Traits::KeyTile>(stage, grad, c.key_row(), c.key_col(), scale, c.lane);
   __syncthreads();
   store_tile<typename Traits::KeyTile, Traits::kThreads>(
-      stage, target.at<T>(c.block.b, c.block.kv_head, c.block.keys().begin + c.block.k()), target.stride_row,
-      c.block.keys().len - c.block.k(), c.p.head_dim, c.p.vector_grads, c.thread);
+      stage, target.at<T>(c.block.b, c.block.kv_head, c.block.sequence.k_begin + c.block.k()), target.stride_row,
+      c.block.sequence.len_k - c.block.k(), c.p.head_dim, c.p.vector_grads, c.thread);
 }
 
 template <typename Traits>
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
   extern __shared__ __align__(1024) char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int thread = threadIdx.x;
-  const BackwardBlock<Traits> block(p);
+  const BackwardBlock<Traits> block(p, *reinterpret_cast<Sequence*>(smem_bytes + Traits::kSequenceOffset));
   const ScoreUnit unit(p.scale, p.softcap);
   const BackwardContext<Traits> c{p, block, unit, smem_bytes, smem, thread, thread / 32, thread % 32};
   const BackwardLoader<Traits> loader{p, block, smem, thread};

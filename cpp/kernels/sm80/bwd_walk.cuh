@@ -41,7 +41,8 @@ struct BackwardTraits {
   static constexpr int kBiasOffset = kGradScoreOffset;  // 16-bit bias where dS will be, fp32 over dS and P
   static constexpr int kMaskOffset = kWeightOffset + ScoreTile::kBytes;
   static constexpr int kColumnSumOffset = kMaskOffset + kStages * Mask::kBytes;
-  static constexpr int kSharedBytes = kColumnSumOffset + kScoreWarpsQ * kKeys * 4;
+  static constexpr int kSequenceOffset = kColumnSumOffset + kScoreWarpsQ * kKeys * 4;
+  static constexpr int kSharedBytes = kSequenceOffset + static_cast<int>(sizeof(Sequence));
 };
 
 // Where a block works and which query tiles it has to visit.
@@ -50,22 +51,23 @@ struct BackwardBlock {
   int b, kv_head, n;           // batch, kv head, key tile
   int first_tile, tile_count;  // query tiles [first_tile, tile_count) can see the keys
   const BackwardParams& p;
+  const Sequence& sequence;  // in shared memory
 
-  FDMA_DEVICE explicit BackwardBlock(const BackwardParams& params) : p(params) {
+  // All threads of the block construct it together.
+  FDMA_DEVICE BackwardBlock(const BackwardParams& params, Sequence& shared) : p(params), sequence(shared) {
     n = p.tile_order == nullptr ? blockIdx.x : gridDim.x - 1 - blockIdx.x;  // see QuerySumOrder
     kv_head = blockIdx.y;
     b = p.batch_begin + blockIdx.z;
-    const Sequence sequence = p.sequences.at(b);
+    if (threadIdx.x == 0) shared = p.sequences.at(b);
+    __syncthreads();
     tile_count = ceil_div(sequence.len_q, Traits::kQueries);
     first_tile =
         static_cast<int>(first_query_of_key(k(), sequence.len_q, sequence.len_k, p.is_causal)) / Traits::kQueries;
     if (k() >= sequence.len_k) first_tile = tile_count;
   }
   FDMA_DEVICE int k() const { return n * Traits::kKeys; }
-  FDMA_DEVICE RowSpan queries() const { return p.sequences.queries(b); }
   // Of the sequence, in scratch.
-  FDMA_DEVICE int64_t first_row_tile() const { return p.row_tiles.first(b, queries().begin); }
-  FDMA_DEVICE RowSpan keys() const { return p.sequences.keys(b); }
+  FDMA_DEVICE int64_t first_row_tile() const { return p.row_tiles.first(b, sequence.q_begin); }
 };
 
 template <typename Traits>
@@ -78,21 +80,21 @@ struct BackwardLoader {
 
   FDMA_DEVICE void load_key_value() const {
     load_tile<typename Traits::KeyTile, Traits::kThreads>(
-        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.kv_head, block.keys().begin + block.k()),
-        p.key.stride_row, block.keys().len - block.k(), p.head_dim, p.vector_rows, thread);
+        smem + Traits::kKeyOffset, p.key.at<const T>(block.b, block.kv_head, block.sequence.k_begin + block.k()),
+        p.key.stride_row, block.sequence.len_k - block.k(), p.head_dim, p.vector_rows, thread);
     load_tile<typename Traits::KeyTile, Traits::kThreads>(
-        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.kv_head, block.keys().begin + block.k()),
-        p.value.stride_row, block.keys().len - block.k(), p.head_dim, p.vector_rows, thread);
+        smem + Traits::kValueOffset, p.value.at<const T>(block.b, block.kv_head, block.sequence.k_begin + block.k()),
+        p.value.stride_row, block.sequence.len_k - block.k(), p.head_dim, p.vector_rows, thread);
   }
   // Q and mask of query tile m.
   FDMA_DEVICE void load_query(int h, int m, int stage) const {
     const int q = m * Traits::kQueries;
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
         smem + Traits::kQueryOffset + stage * Traits::QueryTile::kBytes,
-        p.query.at<const T>(block.b, h, block.queries().begin + q), p.query.stride_row, block.queries().len - q,
+        p.query.at<const T>(block.b, h, block.sequence.q_begin + q), p.query.stride_row, block.sequence.len_q - q,
         p.head_dim, p.vector_rows, thread);
     if (p.has_mask) {
-      const uint32_t* source = Traits::Mask::source(p.mask, block.b, h, q, block.queries().len, thread);
+      const uint32_t* source = Traits::Mask::source(p.mask, block.b, h, q, block.sequence.len_q, thread);
       Traits::Mask::load(smem + Traits::kMaskOffset + stage * Traits::Mask::kBytes, source, block.k(), thread);
     }
   }
@@ -100,14 +102,14 @@ struct BackwardLoader {
     const int q = m * Traits::kQueries;
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
         smem + Traits::kGradOutOffset + stage * Traits::QueryTile::kBytes,
-        p.grad_out.at<const T>(block.b, h, block.queries().begin + q), p.grad_out.stride_row, block.queries().len - q,
+        p.grad_out.at<const T>(block.b, h, block.sequence.q_begin + q), p.grad_out.stride_row, block.sequence.len_q - q,
         p.head_dim, p.vector_rows, thread);
   }
   FDMA_DEVICE void load_bias(int h, int m) const {
     if constexpr (Traits::kBiased) {
       const int q = m * Traits::kQueries;
-      const BiasTileSource source(p.bias, p.bias.offset(block.b, h, q), block.k(), block.queries().len - q,
-                                  block.keys().len - block.k());
+      const BiasTileSource source(p.bias, p.bias.offset(block.b, h, q), block.k(), block.sequence.len_q - q,
+                                  block.sequence.len_k - block.k());
       Traits::Bias::load(smem + Traits::kBiasOffset, source, thread);
     }
   }
@@ -171,7 +173,7 @@ class QuerySumOrder {
       int done;
       do {
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(counter_) : "memory");
-      } while (done != rank);
+      } while (done < rank);
     }
     __syncthreads();
   }
@@ -179,7 +181,8 @@ class QuerySumOrder {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter_), "r"(rank + 1) : "memory");
+      // Sequences overlap where offsets on the device fall: a counter that never falls lets their blocks end.
+      asm volatile("red.release.gpu.global.max.s32 [%0], %1;" ::"l"(counter_), "r"(rank + 1) : "memory");
     }
   }
 
@@ -210,8 +213,9 @@ FDMA_DEVICE int live_key_tiles(const BackwardParams& p, int b, int h, int m, int
 // How many key tiles add to query tile m before tile n does.
 template <typename Traits>
 FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Traits>& block, int h, int m) {
-  const int end = static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.queries().len,
-                                                  block.keys().len, p.is_causal, Traits::kKeys));
+  const int end =
+      static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.sequence.len_q,
+                                      block.sequence.len_k, p.is_causal, Traits::kKeys));
   return live_key_tiles<Traits>(p, block.b, h, m, end) - live_key_tiles<Traits>(p, block.b, h, m, block.n + 1);
 }
 

@@ -39,23 +39,24 @@ struct ForwardTraits {
   static constexpr int kValueOffset = kKeyOffset + KeyTile::kBytes;
   static constexpr int kBiasOffset = kValueOffset + KeyTile::kBytes;
   static constexpr int kMaskOffset = kBiasOffset + Bias::kBytes;
-  static constexpr int kSharedBytes = kMaskOffset + (kMasked ? Mask::kBytes : 0);
+  static constexpr int kSequenceOffset = kMaskOffset + (kMasked ? Mask::kBytes : 0);
+  static constexpr int kSharedBytes = kSequenceOffset + static_cast<int>(sizeof(Sequence));
 };
 
 // Where a block works.
 struct ForwardBlock {
-  int b, h, kv_head, q;  // batch, query head, its kv head, first query row
-  const SequenceView& sequences;
+  int b, h, kv_head, q;      // batch, query head, its kv head, first query row
+  const Sequence& sequence;  // in shared memory
 
-  // Under causality long tiles start first.
-  FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries) : sequences(p.sequences) {
+  // All threads of the block construct it together. Under causality long tiles start first.
+  FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries, Sequence& shared) : sequence(shared) {
     q = (p.is_causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * queries;
     h = blockIdx.y;
     kv_head = h / p.group;
     b = p.batch_begin + blockIdx.z;
+    if (threadIdx.x == 0) shared = p.sequences.at(b);
+    __syncthreads();
   }
-  FDMA_DEVICE RowSpan queries() const { return sequences.queries(b); }
-  FDMA_DEVICE RowSpan keys() const { return sequences.keys(b); }
 };
 
 template <typename Traits>
@@ -68,24 +69,25 @@ class ForwardLoader {
         block_(block),
         smem_(smem),
         thread_(thread),
-        key_(p.key.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.keys().begin)),
-        value_(p.value.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.keys().begin)) {
+        key_(p.key.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.sequence.k_begin)),
+        value_(p.value.at<const T>(p.pages.table == nullptr ? block.b : 0, block.kv_head, block.sequence.k_begin)) {
     if constexpr (Traits::kBiased) bias_element_ = p.bias.offset(block.b, block.h, block.q);
     if constexpr (Traits::kMasked)
-      mask_ = Traits::Mask::source(p.mask, block.b, block.h, block.q, block.queries().len, thread);
+      mask_ = Traits::Mask::source(p.mask, block.b, block.h, block.q, block.sequence.len_q, thread);
   }
 
   FDMA_DEVICE void load_query() const {
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
-        smem_ + Traits::kQueryOffset, p_.query.at<const T>(block_.b, block_.h, block_.queries().begin + block_.q),
-        p_.query.stride_row, block_.queries().len - block_.q, p_.head_dim, p_.vector_rows, thread_);
+        smem_ + Traits::kQueryOffset, p_.query.at<const T>(block_.b, block_.h, block_.sequence.q_begin + block_.q),
+        p_.query.stride_row, block_.sequence.len_q - block_.q, p_.head_dim, p_.vector_rows, thread_);
   }
   // K, bias and mask of key tile n.
   FDMA_DEVICE void load_key(int n) const {
     const int k = n * Traits::kKeys;
     load_rows(Traits::kKeyOffset, key_, p_.key, k);
     if constexpr (Traits::kBiased) {
-      const BiasTileSource source(p_.bias, bias_element_, k, block_.queries().len - block_.q, block_.keys().len - k);
+      const BiasTileSource source(p_.bias, bias_element_, k, block_.sequence.len_q - block_.q,
+                                  block_.sequence.len_k - k);
       Traits::Bias::load(smem_ + Traits::kBiasOffset, source, thread_);
     }
     if constexpr (Traits::kMasked) Traits::Mask::load(smem_ + Traits::kMaskOffset, mask_, k, thread_);
@@ -96,7 +98,7 @@ class ForwardLoader {
   // Rows k.. of the sequence; `head` is its row 0, or with pages row 0 of page 0.
   FDMA_DEVICE void load_rows(int offset, const T* head, const TensorView& view, int k) const {
     using Tile = typename Traits::KeyTile;
-    const int valid_rows = block_.keys().len - k;
+    const int valid_rows = block_.sequence.len_k - k;
     if (p_.pages.table == nullptr) {
       load_tile<Tile, Traits::kThreads>(smem_ + offset, head + k * view.stride_row, view.stride_row, valid_rows,
                                         p_.head_dim, p_.vector_rows, thread_);
@@ -129,8 +131,8 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
   }
   const int row0 = block.q + warp_row;
   const int col0 = n * Traits::kKeys;
-  if (col0 + Traits::kKeys > key_limit(row0, block.queries().len, block.keys().len, p.is_causal)) {
-    apply_key_limit(scores, row0, col0, block.queries().len, block.keys().len, p.is_causal, lane);
+  if (col0 + Traits::kKeys > key_limit(row0, block.sequence.len_q, block.sequence.len_k, p.is_causal)) {
+    apply_key_limit(scores, row0, col0, block.sequence.len_q, block.sequence.len_k, p.is_causal, lane);
   }
 }
 
@@ -156,21 +158,21 @@ FDMA_DEVICE void store_result(const OnlineSoftmax<kM>& softmax, const float (&ou
   using T = typename Traits::T;
   const int row0 = block.q + warp * Traits::kWarpRows;
   if (p.lse != nullptr && lane % 4 == 0) {
-    float* lse = p.lse + block.b * p.lse_stride_batch + block.h * p.lse_stride_head + block.queries().begin;
+    float* lse = p.lse + block.b * p.lse_stride_batch + block.h * p.lse_stride_head + block.sequence.q_begin;
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = row0 + 16 * i + 8 * half + lane / 4;
-        if (row < block.queries().len) lse[row] = softmax.lse(i, half);
+        if (row < block.sequence.len_q) lse[row] = softmax.lse(i, half);
       }
     }
   }
   const uint32_t stage = smem + Traits::kQueryOffset + warp * Traits::OutTile::kBytes;
   store_accumulator<T, typename Traits::OutTile>(stage, out, 0, 0, 1.f, lane);
   __syncwarp();
-  store_tile<typename Traits::OutTile, 32>(stage, p.out.at<T>(block.b, block.h, block.queries().begin + row0),
-                                           p.out.stride_row, block.queries().len - row0, p.head_dim, p.vector_out,
+  store_tile<typename Traits::OutTile, 32>(stage, p.out.at<T>(block.b, block.h, block.sequence.q_begin + row0),
+                                           p.out.stride_row, block.sequence.len_q - row0, p.head_dim, p.vector_out,
                                            lane);
 }
 
@@ -182,8 +184,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   extern __shared__ __align__(1024) char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const ForwardBlock block(p, Traits::kQueries);
-  if (block.q >= block.queries().len) return;
+  const ForwardBlock block(p, Traits::kQueries, *reinterpret_cast<Sequence*>(smem_bytes + Traits::kSequenceOffset));
+  if (block.q >= block.sequence.len_q) return;
   const ForwardLoader<Traits> loader(p, block, smem, thread);
 
   const ScoreUnit unit(p.scale, p.softcap);
@@ -192,8 +194,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   float out[kM][kNO][4];
   clear(out);
 
-  LiveKeyTiles<Traits::kQueries, Traits::kKeys> live(p.mask, block.b, block.h, block.q, block.queries().len);
-  int n = static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.queries().len, block.keys().len,
+  LiveKeyTiles<Traits::kQueries, Traits::kKeys> live(p.mask, block.b, block.h, block.q, block.sequence.len_q);
+  int n = static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.sequence.len_q, block.sequence.len_k,
                                           p.is_causal, Traits::kKeys)) -
           1;
   if constexpr (Traits::kMasked) n = live.next(n);

@@ -75,8 +75,9 @@ FDMA_DEVICE void load_tile(uint32_t smem, const T* rows, int64_t stride_row, int
 // As load_tile, for rows first_row.. of sequence b in a paged tensor; `base` is row 0 of page 0 at the head. An entry
 // of the table that names no page is cut to one that exists.
 template <typename Tile, int kThreads, typename T>
-FDMA_DEVICE void load_paged_tile(uint32_t smem, const T* base, const TensorView& view, const PageView& pages, int b,
-                                 int first_row, int valid_rows, int head_dim, bool vector, int thread) {
+__device__ __noinline__ void load_paged_tile(uint32_t smem, const T* base, const TensorView& view,
+                                             const PageView& pages, int b, int first_row, int valid_rows, int head_dim,
+                                             bool vector, int thread) {
   using Assignment = RowAssignment<Tile, kThreads>;
   const Assignment own(thread);
   const int32_t* table = pages.table + b * pages.pages_per_sequence;

@@ -64,6 +64,16 @@ PIN_OFFSET(fdma_attention_backward_params, cu_seqlens_q, 1304);
 PIN_OFFSET(fdma_attention_backward_params, cu_seqlens_k, 1400);
 PIN_OFFSET(fdma_attention_backward_params, max_seqlen_q, 1496);
 PIN_OFFSET(fdma_attention_backward_params, max_seqlen_k, 1504);
+PIN_SIZE(fdma_select_params, 512);
+PIN_OFFSET(fdma_select_params, device, 8);
+PIN_OFFSET(fdma_select_params, bias, 16);
+PIN_OFFSET(fdma_select_params, key_mask, 112);
+PIN_OFFSET(fdma_select_params, keep_window_size, 208);
+PIN_OFFSET(fdma_select_params, num_threads, 216);
+PIN_OFFSET(fdma_select_params, reserved1, 220);
+PIN_OFFSET(fdma_select_params, end, 224);
+PIN_OFFSET(fdma_select_params, columns, 320);
+PIN_OFFSET(fdma_select_params, counts, 416);
 
 PIN_VALUE(FDMA_MAX_RANK, 5);
 PIN_VALUE(FDMA_WORKSPACE_ALIGNMENT, 256);
@@ -116,5 +126,11 @@ int main(void) {
   fdma_attention_backward_params_init(&backward);
   if (backward.struct_size != sizeof backward || backward.scale != FDMA_SCALE_DEFAULT) return 5;
   if (backward.device.type != FDMA_DEVICE_CPU || backward.grad_bias.rank != 0) return 6;
+
+  fdma_select_params select;
+  memset(&select, 0xff, sizeof select);
+  fdma_select_params_init(&select);
+  if (select.struct_size != sizeof select || select.keep_window_size != 0) return 7;
+  if (select.device.type != FDMA_DEVICE_CPU || select.end.rank != 0) return 8;
   return 0;
 }

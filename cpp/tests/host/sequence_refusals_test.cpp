@@ -75,33 +75,40 @@ const Row kArguments[] = {
     {"OffsetsDtype", [](SequenceCall& c) { c.params.cu_seqlens_k.dtype = FDMA_INT16; }, FDMA_INVALID_DTYPE,
      "cu_seqlens_k.dtype is int16; accepted: int32, int64"},
     {"OffsetsOfTwoDtypes",
-     [](SequenceCall& c) { c.params.cu_seqlens_k = c.memory.tensor(FDMA_INT64, {kSequences + 1}); },
-     FDMA_INVALID_DTYPE, "cu_seqlens_k.dtype is int64; accepted: int32, the dtype of cu_seqlens_q"},
+     [](SequenceCall& c) { c.params.cu_seqlens_k = c.memory.tensor(FDMA_INT64, {kSequences + 1}); }, FDMA_INVALID_DTYPE,
+     "cu_seqlens_k.dtype is int64; accepted: int32, the dtype of cu_seqlens_q"},
     {"OffsetsOfTwoLengths", [](SequenceCall& c) { c.params.cu_seqlens_k.shape[0] = 3; }, FDMA_INVALID_SHAPE,
-     "cu_seqlens_k.shape is (3); accepted: (B + 1,) = (4)"},
-    {"OffsetsEmpty",
-     [](SequenceCall& c) { c.params.cu_seqlens_q.shape[0] = c.params.cu_seqlens_k.shape[0] = 0; }, FDMA_INVALID_SHAPE,
-     "cu_seqlens_q.shape is (0); accepted: (B + 1,), at least one value\n"
-     "cu_seqlens_k.shape is (0); accepted: (B + 1,), at least one value"},
+     "cu_seqlens_k.shape is (3,); accepted: (B + 1,) = (4,)"},
+    {"OffsetsEmpty", [](SequenceCall& c) { c.params.cu_seqlens_q.shape[0] = c.params.cu_seqlens_k.shape[0] = 0; },
+     FDMA_INVALID_SHAPE,
+     "cu_seqlens_q.shape is (0,); accepted: (B + 1,), at least one value\n"
+     "cu_seqlens_k.shape is (0,); accepted: (B + 1,), at least one value"},
     {"OffsetsStrided", [](SequenceCall& c) { c.params.cu_seqlens_q.stride[0] = 2; }, FDMA_INVALID_LAYOUT,
-     "cu_seqlens_q.stride is (2) for shape (4); accepted: a contiguous tensor"},
+     "cu_seqlens_q.stride is (2,) for shape (4,); accepted: a contiguous tensor"},
     {"OffsetsNull", [](SequenceCall& c) { c.params.cu_seqlens_q.data = nullptr; }, FDMA_INVALID_ARGUMENT,
      "cu_seqlens_q.data is NULL; accepted: a pointer to its elements"},
+    {"BoundOfKeysNegative", [](SequenceCall& c) { c.params.max_seqlen_k = -7; }, FDMA_INVALID_ARGUMENT,
+     "max_seqlen_k is -7; accepted: 0 or more"},
     {"BoundNegative", [](SequenceCall& c) { c.params.max_seqlen_q = -1; }, FDMA_INVALID_ARGUMENT,
      "max_seqlen_q is -1; accepted: 0 or more"},
     {"QueryRank", [](SequenceCall& c) { c.params.query.rank = 2; }, FDMA_INVALID_SHAPE,
      "query.rank is 2; accepted: 4, (B, Lq, H, D), or 3, (total_q, H, D)\n"
      "key.rank is 3; accepted: 4, (B, Lk, H_kv, D)\nvalue.rank is 3; accepted: 4, (B, Lk, H_kv, D)\n"
      "out.rank is 3; accepted: 4, (B, Lq, H, D)"},
-    {"PaddedKey", [](SequenceCall& c) { c.params.key = c.memory.tensor(FDMA_FLOAT32, {3, 8, kHkv, kD}); },
+    {"PaddedKey",
+     [](SequenceCall& c) {
+       c.params.key = c.memory.tensor(FDMA_FLOAT32, {3, 8, kHkv, kD});
+     },
      FDMA_INVALID_SHAPE, "key.rank is 4; accepted: 3, (total_k, H_kv, D)"},
     {"PackedOut", [](SequenceCall& c) { c.params.out.shape[0] = 8; }, FDMA_INVALID_SHAPE,
      "out.shape is (8, 4, 16); accepted: (total_q, H, D) = (9, 4, 16)"},
     {"PackedValue", [](SequenceCall& c) { c.params.value.shape[0] = 13; }, FDMA_INVALID_SHAPE,
      "value.shape is (13, 2, 16); accepted: (total_k, H_kv, D) = (12, 2, 16)"},
     {"PackedLse",
-     [](SequenceCall& c) { c.params.lse = c.memory.tensor(FDMA_FLOAT32, {kTotalQ, kH}); }, FDMA_INVALID_SHAPE,
-     "lse.shape is (9, 4); accepted: (H, total_q) = (4, 9)"},
+     [](SequenceCall& c) {
+       c.params.lse = c.memory.tensor(FDMA_FLOAT32, {kTotalQ, kH});
+     },
+     FDMA_INVALID_SHAPE, "lse.shape is (9, 4); accepted: (H, total_q) = (4, 9)"},
     {"PaddedBatch",
      [](SequenceCall& c) {
        c.pad();
@@ -116,7 +123,9 @@ const Row kArguments[] = {
      },
      FDMA_INVALID_SHAPE, "lse.shape is (3, 4, 5); accepted: (B, H, Lq) = (3, 4, 6)"},
     {"MaskOfTotals",
-     [](SequenceCall& c) { c.params.mask = {FDMA_MASK_DENSE, c.memory.tensor(FDMA_BOOL, {1, 1, kTotalQ, kTotalK})}; },
+     [](SequenceCall& c) {
+       c.params.mask = {FDMA_MASK_DENSE, c.memory.tensor(FDMA_BOOL, {1, 1, kTotalQ, kTotalK})};
+     },
      FDMA_INVALID_SHAPE,
      "mask.tensor.shape is (1, 1, 9, 12); accepted: ({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1}) with B = 3, H = 4, H_kv = 2, "
      "Lq = max_seqlen_q = 5, Lk = max_seqlen_k = 7"},
@@ -131,6 +140,25 @@ const Row kValues[] = {
      "cu_seqlens_k[1] is -1 after cu_seqlens_k[0] = 0; accepted: values that do not fall"},
     {"PastTheTotal", [](SequenceCall& c) { c.offsets_k()[3] = 13; }, FDMA_INVALID_ARGUMENT,
      "cu_seqlens_k[3] is 13; accepted: at most total_k = 12"},
+    {"PastTheTotalOfQueries",
+     [](SequenceCall& c) {
+       c.params.max_seqlen_q = 100;
+       c.offsets_q()[3] = 10;
+     },
+     FDMA_INVALID_ARGUMENT, "cu_seqlens_q[3] is 10; accepted: at most total_q = 9"},
+    {"BothSides",
+     [](SequenceCall& c) {
+       c.offsets_q()[0] = -1;
+       c.offsets_k()[0] = 2;
+     },
+     FDMA_INVALID_ARGUMENT, "cu_seqlens_q[0] is -1; accepted: 0\ncu_seqlens_k[0] is 2; accepted: 0"},
+    {"LongerThanThePaddedQueries",
+     [](SequenceCall& c) {
+       c.pad();
+       c.params.max_seqlen_q = 20;
+       c.offsets_q()[1] = c.offsets_q()[2] = 7;
+     },
+     FDMA_INVALID_ARGUMENT, "cu_seqlens_q[1] - cu_seqlens_q[0] is 7; accepted: at most Lq = 6"},
     {"LongerThanTheBound", [](SequenceCall& c) { c.params.max_seqlen_q = 4; }, FDMA_INVALID_ARGUMENT,
      "cu_seqlens_q[3] - cu_seqlens_q[2] is 5; accepted: at most max_seqlen_q = 4"},
     {"LongerThanThePadding",
@@ -195,6 +223,26 @@ const Row kPaged[] = {
      },
      FDMA_INVALID_ARGUMENT,
      "cu_seqlens_k[3] - cu_seqlens_k[2] is 33; accepted: at most the keys in the pages of a sequence = 32"},
+    {"TableNull",
+     [](SequenceCall& c) {
+       c.page();
+       c.params.block_table.data = nullptr;
+     },
+     FDMA_INVALID_ARGUMENT, "block_table.data is NULL; accepted: a pointer to its elements"},
+    {"MoreKeysThanCanBeCounted",
+     [](SequenceCall& c) {
+       c.page();
+       c.params.block_table.shape[1] = c.params.block_table.stride[0] = int64_t{1} << 60;
+     },
+     FDMA_INVALID_SHAPE,
+     "block_table has 1152921504606846976 pages of 16 keys a sequence; accepted: fewer than 2^63 keys"},
+    {"NoPages",
+     [](SequenceCall& c) {
+       c.page();
+       c.params.key.shape[0] = c.params.value.shape[0] = 0;
+     },
+     FDMA_INVALID_ARGUMENT,
+     "cu_seqlens_k[1] - cu_seqlens_k[0] is 7; accepted: at most the keys in the pages of a sequence = 0"},
     {"KeyNotInPages",
      [](SequenceCall& c) {
        c.page();
@@ -206,8 +254,7 @@ const Row kPaged[] = {
        c.page();
        c.params.value.shape[0] = 5;
      },
-     FDMA_INVALID_SHAPE,
-     "value.shape is (5, 16, 2, 16); accepted: (pages, page_size, H_kv, D) = (6, 16, 2, 16)"},
+     FDMA_INVALID_SHAPE, "value.shape is (5, 16, 2, 16); accepted: (pages, page_size, H_kv, D) = (6, 16, 2, 16)"},
     {"SmallPages",
      [](SequenceCall& c) {
        c.page();
@@ -237,6 +284,13 @@ TEST(SequenceRefusal, OutputOverOffsets) {
   call.params.out.data = call.params.cu_seqlens_k.data;
   EXPECT_EQ(fdma_attention_forward(&call.params, nullptr, 0, nullptr), FDMA_INVALID_LAYOUT);
   expect_message_has("out.data is 0x", ", which is cu_seqlens_k.data too; accepted: memory of its own");
+}
+
+TEST(SequenceRefusal, MisalignedOffsets) {
+  SequenceCall call;
+  call.params.cu_seqlens_k.data = static_cast<char*>(call.params.cu_seqlens_k.data) + 2;
+  EXPECT_EQ(fdma_attention_forward(&call.params, nullptr, 0, nullptr), FDMA_INVALID_LAYOUT);
+  expect_message_has("cu_seqlens_k.data is 0x", "; accepted: a multiple of 4 bytes");
 }
 
 TEST(SequenceRefusal, OfBackwardSpeakOfItsTensors) {

@@ -17,6 +17,17 @@ AttentionCase busy_case() {
                                                                                            {kFull, kKv, kOne, kFull});
 }
 
+AttentionCase busy_sequences() {
+  return AttentionCase("busy_sequences")
+      .sequences({70, 0, 129, 1, 64}, {150, 20, 129, 65, 40})
+      .slack(5, 6)
+      .heads(4, 2)
+      .causal()
+      .mask(FDMA_BOOL)
+      .bias(FDMA_FLOAT32, {kFull, kKv, kOne, kFull})
+      .grad_lse();
+}
+
 bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
   if (a.size() != b.size()) return false;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -40,6 +51,21 @@ void expect_repeatable(const AttentionCase& c, fdma_dtype dtype, fdma_device dev
 
 TEST(AttentionRepeats, HundredTimesTheSameBits) { expect_repeatable(busy_case(), FDMA_FLOAT32, kCpu, 100); }
 
+TEST(AttentionRepeats, HundredTimesTheSameBitsOfSequences) {
+  expect_repeatable(busy_sequences(), FDMA_FLOAT32, kCpu, 100);
+}
+
+TEST(AttentionRepeatsGpu, HundredTimesTheSameBitsOfSequences) {
+  const std::string reason = unavailable_reason(kCuda);
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  for (const Extent rows : {kOne, kFull}) {
+    AttentionCase c = busy_sequences();
+    c.bias_shape.rows = rows;
+    expect_repeatable(c, FDMA_BFLOAT16, kCuda, 100);
+    expect_repeatable(c.padded(), FDMA_FLOAT16, kCuda, 100);
+  }
+}
+
 TEST(AttentionRepeatsGpu, HundredTimesTheSameBits) {
   const std::string reason = unavailable_reason(kCuda);
   if (!reason.empty()) GTEST_SKIP() << reason;
@@ -56,25 +82,30 @@ TEST(AttentionRepeatsGpu, HundredTimesTheSameBitsOverBroadcastBias) {
   }
 }
 
+void expect_threads_change_no_bit(const AttentionCase& c) {
+  AttentionCall call(c, FDMA_FLOAT32, kCpu);
+  call.forward(1);
+  call.backward(true, 1);
+  const std::vector<double> first = call.outputs();
+  for (int threads : {2, 3, 5, 16}) {
+    call.refill();
+    call.forward(threads);
+    call.backward(true, threads);
+    EXPECT_TRUE(same_bits(first, call.outputs())) << c.name << ", " << threads << " threads";
+  }
+}
+
 TEST(AttentionRepeats, ThreadsChangeNoBit) {
   for (const Extent heads : {kOne, kKv, kFull}) {
-    AttentionCase c = busy_case();
-    c.bias_shape.heads = heads;
-    AttentionCall call(c, FDMA_FLOAT32, kCpu);
-    call.forward(1);
-    call.backward(true, 1);
-    const std::vector<double> first = call.outputs();
-    for (int threads : {2, 3, 5, 16}) {
-      call.refill();
-      call.forward(threads);
-      call.backward(true, threads);
-      EXPECT_TRUE(same_bits(first, call.outputs())) << threads << " threads";
+    for (AttentionCase c : {busy_case(), busy_sequences(), busy_sequences().padded()}) {
+      c.bias_shape.heads = heads;
+      expect_threads_change_no_bit(c);
     }
   }
 }
 
-void expect_concurrent_calls_agree(fdma_dtype dtype, fdma_device device) {
-  AttentionCall alone(busy_case(), dtype, device);
+void expect_concurrent_calls_agree(const AttentionCase& c, fdma_dtype dtype, fdma_device device) {
+  AttentionCall alone(c, dtype, device);
   alone.forward();
   alone.backward();
   const std::vector<double> expected = alone.outputs();
@@ -83,7 +114,7 @@ void expect_concurrent_calls_agree(fdma_dtype dtype, fdma_device device) {
   std::vector<std::thread> callers;
   for (int i = 0; i < kCallers; ++i) {
     callers.emplace_back([&, i] {
-      AttentionCall call(busy_case(), dtype, device);
+      AttentionCall call(c, dtype, device);
       bool all_same = true;
       for (int repeat = 0; repeat < 5; ++repeat) {
         call.forward();
@@ -98,12 +129,16 @@ void expect_concurrent_calls_agree(fdma_dtype dtype, fdma_device device) {
   for (int i = 0; i < kCallers; ++i) EXPECT_TRUE(same[static_cast<size_t>(i)]) << "caller " << i;
 }
 
-TEST(AttentionRepeats, ConcurrentCallsDoNotMeet) { expect_concurrent_calls_agree(FDMA_FLOAT32, kCpu); }
+TEST(AttentionRepeats, ConcurrentCallsDoNotMeet) {
+  expect_concurrent_calls_agree(busy_case(), FDMA_FLOAT32, kCpu);
+  expect_concurrent_calls_agree(busy_sequences(), FDMA_FLOAT32, kCpu);
+}
 
 TEST(AttentionRepeatsGpu, ConcurrentCallsDoNotMeet) {
   const std::string reason = unavailable_reason(kCuda);
   if (!reason.empty()) GTEST_SKIP() << reason;
-  expect_concurrent_calls_agree(FDMA_BFLOAT16, kCuda);
+  expect_concurrent_calls_agree(busy_case(), FDMA_BFLOAT16, kCuda);
+  expect_concurrent_calls_agree(busy_sequences(), FDMA_BFLOAT16, kCuda);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // Every rule of the contract in fdma/attention.h, one case each, forward and backward, on each device and dtype.
 #include <gtest/gtest.h>
 
-#include <tuple>
+#include <string>
+#include <utility>
 #include <vector>
 
-#include "tests/support/attention_case.hpp"
+#include "tests/support/attention_table.hpp"
 
 namespace fdma::test {
 namespace {
@@ -78,61 +79,20 @@ std::vector<AttentionCase> semantic_cases() {
       {"float16", FDMA_FLOAT16}, {"bfloat16", FDMA_BFLOAT16}, {"float32", FDMA_FLOAT32}};
   for (const auto& [name, dtype] : bias_dtypes) cases.push_back(C(std::string("bias_") + name).bias(dtype).dim(32));
   // All broadcasts of mask and bias, with grouped heads.
-  const std::pair<const char*, Extent> extents[] = {{"1", kOne}, {"n", kFull}, {"kv", kKv}};
-  for (const auto& [b, batch] : {extents[0], extents[1]}) {
-    for (const auto& [h, heads] : extents) {
-      for (const auto& [q, rows] : {extents[0], extents[1]}) {
-        for (const auto& [k, keys] : {extents[0], extents[1]}) {
-          const std::string suffix = std::string("_") + b + "_" + h + "_" + q + "_" + k;
-          const ScoreShape shape{batch, heads, rows, keys};
-          cases.push_back(C("broadcast_mask" + suffix).mask(FDMA_BOOL, shape).heads(4, 2).dim(16).lengths(70, 139));
-          cases.push_back(
-              C("broadcast_bias" + suffix).bias(FDMA_FLOAT32, shape).heads(4, 2).dim(16).lengths(70, 139).causal());
-        }
-      }
-    }
+  for (const auto& [suffix, shape] : all_broadcasts()) {
+    cases.push_back(C("broadcast_mask" + suffix).mask(FDMA_BOOL, shape).heads(4, 2).dim(16).lengths(70, 139));
+    cases.push_back(
+        C("broadcast_bias" + suffix).bias(FDMA_FLOAT32, shape).heads(4, 2).dim(16).lengths(70, 139).causal());
   }
   return cases;
 }
 
-using Parameter = std::tuple<AttentionCase, fdma_dtype, fdma_device_type>;
+using AttentionSemantics = AttentionTable;
 
-std::string parameter_name(const testing::TestParamInfo<Parameter>& info) {
-  const fdma_dtype dtype = std::get<1>(info.param);
-  return std::get<0>(info.param).name + (dtype == FDMA_FLOAT32   ? "_float32"
-                                         : dtype == FDMA_FLOAT16 ? "_float16"
-                                                                 : "_bfloat16");
-}
+TEST_P(AttentionSemantics, MatchesReference) { expect_matches_reference(); }
 
-class AttentionSemantics : public testing::TestWithParam<Parameter> {};
-
-TEST_P(AttentionSemantics, MatchesReference) {
-  const auto& [c, dtype, device_type] = GetParam();
-  const fdma_device device = {device_type, 0};
-  const std::string reason = unavailable_reason(device);
-  if (!reason.empty()) GTEST_SKIP() << reason;
-
-  AttentionCall call(c, dtype, device);
-  call.forward();
-  call.download();
-  call.expect_forward_matches();
-  call.expect_packed_mask_matches();
-  call.backward();
-  call.download();
-  call.expect_backward_matches();
-  call.expect_surroundings_untouched();
-}
-
-INSTANTIATE_TEST_SUITE_P(Cpu, AttentionSemantics,
-                         testing::Combine(testing::ValuesIn(semantic_cases()),
-                                          testing::Values(FDMA_FLOAT32, FDMA_FLOAT16, FDMA_BFLOAT16),
-                                          testing::Values(FDMA_DEVICE_CPU)),
-                         parameter_name);
-INSTANTIATE_TEST_SUITE_P(Gpu, AttentionSemantics,
-                         testing::Combine(testing::ValuesIn(semantic_cases()),
-                                          testing::Values(FDMA_FLOAT16, FDMA_BFLOAT16),
-                                          testing::Values(FDMA_DEVICE_CUDA)),
-                         parameter_name);
+INSTANTIATE_TEST_SUITE_P(Cpu, AttentionSemantics, on_cpu(semantic_cases()), parameter_name);
+INSTANTIATE_TEST_SUITE_P(Gpu, AttentionSemantics, on_gpu(semantic_cases()), parameter_name);
 
 }  // namespace
 }  // namespace fdma::test

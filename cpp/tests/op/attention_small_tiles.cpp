@@ -23,6 +23,14 @@ std::vector<AttentionCase> cases() {
     all.push_back(C("float_bias" + suffix).dim(dim).bias(FDMA_FLOAT32).capped(3.0f));
     all.push_back(C("key_bias" + suffix).dim(dim).heads(4, 2).causal().bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull}));
     all.push_back(C("shared_bias" + suffix).dim(dim).bias(FDMA_FLOAT16, {kOne, kOne, kFull, kFull}));
+    all.push_back(C("sequences" + suffix).dim(dim).sequences({1, 63, 0, 65, 129}, {129, 65, 64, 63, 0}).slack(5, 6));
+    all.push_back(C("sequences_full" + suffix)
+                      .dim(dim)
+                      .sequences({70, 33, 90, 1, 12}, {70, 100, 40, 50, 0})
+                      .heads(4, 2)
+                      .causal()
+                      .mask(FDMA_BOOL)
+                      .bias(FDMA_BFLOAT16));
     all.push_back(C("blocks" + suffix).dim(dim).mask(FDMA_BOOL, {}, MaskPattern::kBlocks).lengths(300, 500).causal());
   }
   return all;

@@ -16,6 +16,10 @@ AttentionCase graph_case() {
   return AttentionCase("graph").lengths(200, 333).heads(4, 2).causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16).bits();
 }
 
+AttentionCase sequence_case() {
+  return AttentionCase("sequences").sequences({100, 20, 80}, {40, 150, 10}).bounds(128, 160).heads(4, 2).causal();
+}
+
 class AttentionStreamsGpu : public testing::Test {
  protected:
   void SetUp() override {
@@ -35,10 +39,10 @@ class AttentionStreamsGpu : public testing::Test {
 };
 
 TEST_F(AttentionStreamsGpu, CallsOnSeveralStreams) {
+  const AttentionCase cases[] = {graph_case().lengths(150, 200), graph_case().lengths(150, 231),
+                                 sequence_case().mask(FDMA_BOOL).bias(FDMA_BFLOAT16)};
   std::vector<std::unique_ptr<AttentionCall>> calls;
-  for (size_t i = 0; i < 3; ++i) {
-    calls.push_back(std::make_unique<AttentionCall>(graph_case().lengths(150, 200 + 31 * i), FDMA_BFLOAT16, kCuda));
-  }
+  for (const AttentionCase& c : cases) calls.push_back(std::make_unique<AttentionCall>(c, FDMA_BFLOAT16, kCuda));
   for (size_t i = 0; i < 3; ++i) calls[i]->forward(0, streams_[i]);
   for (size_t i = 0; i < 3; ++i) calls[i]->backward(true, 0, streams_[i]);
   for (const auto& call : calls) {
@@ -48,6 +52,28 @@ TEST_F(AttentionStreamsGpu, CallsOnSeveralStreams) {
   }
 }
 
+// Forward and backward of a call, captured.
+class CapturedCall {
+ public:
+  CapturedCall(AttentionCall& call, cudaStream_t stream) : stream_(stream) {
+    EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+    call.forward(0, stream);
+    call.backward(true, 0, stream);
+    EXPECT_EQ(cudaStreamEndCapture(stream, &graph_), cudaSuccess);
+    EXPECT_EQ(cudaGraphInstantiate(&executable_, graph_, 0), cudaSuccess);
+  }
+  ~CapturedCall() {
+    cudaGraphExecDestroy(executable_);
+    cudaGraphDestroy(graph_);
+  }
+  void replay() { ASSERT_EQ(cudaGraphLaunch(executable_, stream_), cudaSuccess); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 TEST_F(AttentionStreamsGpu, CapturedInAGraphAndReplayed) {
   AttentionCall call(graph_case(), FDMA_FLOAT16, kCuda);
   const cudaStream_t stream = streams_[0];
@@ -55,20 +81,39 @@ TEST_F(AttentionStreamsGpu, CapturedInAGraphAndReplayed) {
   call.backward(true, 0, stream);
   const std::vector<double> expected = call.outputs();
 
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-  call.forward(0, stream);
-  call.backward(true, 0, stream);
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-  for (int replay = 0; replay < 3; ++replay) {
+  CapturedCall captured(call, stream);
+  for (int i = 0; i < 3; ++i) {
     call.refill();
-    ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
-    EXPECT_EQ(call.outputs(), expected) << "replay " << replay;
+    captured.replay();
+    EXPECT_EQ(call.outputs(), expected) << "replay " << i;
   }
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
+}
+
+// Lengths are read on the device: a graph serves all that the bounds hold.
+TEST_F(AttentionStreamsGpu, CapturedInAGraphAndReplayedWithOtherLengths) {
+  const std::vector<int64_t> q = {0, 100, 120, 200}, k = {0, 40, 190, 200};
+  const std::vector<int64_t> other_q = {0, 0, 128, 200}, other_k = {0, 60, 160, 200};
+  AttentionCall call(sequence_case(), FDMA_FLOAT16, kCuda);
+  const cudaStream_t stream = streams_[0];
+  const auto outputs_with = [&](const std::vector<int64_t>& offsets_q, const std::vector<int64_t>& offsets_k) {
+    call.set_offsets(offsets_q, offsets_k);
+    call.refill();
+    call.forward(0, stream);
+    call.backward(true, 0, stream);
+    return call.outputs();
+  };
+  const std::vector<double> other = outputs_with(other_q, other_k);
+  const std::vector<double> expected = outputs_with(q, k);
+  call.expect_forward_matches();
+  call.expect_backward_matches();
+
+  CapturedCall captured(call, stream);
+  for (const bool has_other_lengths : {true, false}) {
+    call.set_offsets(has_other_lengths ? other_q : q, has_other_lengths ? other_k : k);
+    call.refill();
+    captured.replay();
+    EXPECT_EQ(call.outputs(), has_other_lengths ? other : expected) << "other lengths: " << has_other_lengths;
+  }
 }
 
 }  // namespace

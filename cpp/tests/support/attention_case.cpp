@@ -3,14 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "host/backend.hpp"
-#include "kernels/policy/mask_bits.hpp"
-#include "tests/support/compare.hpp"
-#include "tests/support/dtype.hpp"
+#include "kernels/core/math.hpp"
 
 namespace fdma::test {
 namespace {
@@ -36,52 +34,198 @@ void expect_success(fdma_status status, const char* what) {
   ASSERT_EQ(status, FDMA_SUCCESS) << what << ": " << fdma_status_name(status) << ": " << fdma_last_error_message();
 }
 
+int64_t longest(const std::vector<int64_t>& lengths) {
+  return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+}
+
+int64_t rows_of(const std::vector<int64_t>& lengths, bool padded, int64_t slack) {
+  return slack + (padded ? longest(lengths) : std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
+}
+
+// cu_seqlens of these lengths.
+std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> offsets{0};
+  for (int64_t length : lengths) offsets.push_back(offsets.back() + length);
+  return offsets;
+}
+
+void fill_values(Tensor& tensor, const std::vector<int64_t>& values) {
+  for (size_t i = 0; i < values.size(); ++i) tensor.set(static_cast<int64_t>(i), static_cast<double>(values[i]));
+}
+
+// Leaves only the elements that are `read`; those are marked in groups of `width`.
+void erase_all_but(Tensor& tensor, const std::vector<bool>& read, int64_t width) {
+  for (int64_t i = 0; i < tensor.size(); ++i) {
+    if (!read[static_cast<size_t>(i / width)]) tensor.erase(i);
+  }
+}
+
 }  // namespace
 
-AttentionCall::AttentionCall(const AttentionCase& c, fdma_dtype dtype, fdma_device device)
-    : c_(c), dtype_(dtype), device_(device) {
-  std::mt19937_64 random(static_cast<uint64_t>(c.len_q * 1000003 + c.len_k * 1009 + c.heads_q * 31 + c.head_dim));
-  const Shape query_shape = {c.batch, c.len_q, c.heads_q, c.head_dim};
-  const Shape kv_shape = {c.batch, c.len_k, c.heads_kv, c.head_dim};
-  const Shape row_shape = {c.batch, c.heads_q, c.len_q};
-  query_ = Tensor(dtype, query_shape, c.query_layout);
-  key_ = Tensor(dtype, kv_shape, c.kv_layout);
-  value_ = Tensor(dtype, kv_shape, c.kv_layout);
-  grad_out_ = Tensor(dtype, query_shape, c.query_layout);
-  for (Tensor* tensor : {&query_, &key_, &value_, &grad_out_}) fill_normal(*tensor, random);
-  if (c.mask_dtype != FDMA_DTYPE_NONE) {
-    mask_ = score_tensor(c.mask_dtype, c.mask_shape);
-    fill_mask(mask_, c.mask_pattern, random);
+AttentionCase& AttentionCase::sequences(std::vector<int64_t> q, std::vector<int64_t> k) {
+  has_sequences = true;
+  batch = static_cast<int64_t>(q.size());
+  len_q = longest(q);
+  len_k = longest(k);
+  spec.len_q = std::move(q);
+  spec.len_k = std::move(k);
+  return *this;
+}
+
+int64_t AttentionCase::rows_q() const { return has_sequences ? rows_of(spec.len_q, spec.padded, spec.slack_q) : len_q; }
+
+int64_t AttentionCase::rows_k() const { return has_sequences ? rows_of(spec.len_k, spec.padded, spec.slack_k) : len_k; }
+
+std::vector<ReferenceSequence> AttentionCase::places() const {
+  std::vector<ReferenceSequence> places;
+  int64_t q_begin = 0, k_begin = 0;
+  for (size_t b = 0; b < static_cast<size_t>(batch); ++b) {
+    const int64_t q = has_sequences ? spec.len_q[b] : len_q, k = has_sequences ? spec.len_k[b] : len_k;
+    places.push_back({q, k, q_begin, k_begin});
+    q_begin += packed() ? q : rows_q();
+    k_begin += packed() || paged() ? k : rows_k();
   }
-  if (c.bias_dtype != FDMA_DTYPE_NONE) {
-    bias_ = score_tensor(c.bias_dtype, c.bias_shape);
+  return places;
+}
+
+AttentionCall::AttentionCall(const AttentionCase& c, fdma_dtype dtype, fdma_device device)
+    : c_(c), dtype_(dtype), device_(device), places_(c.places()) {
+  std::mt19937_64 random(static_cast<uint64_t>(c.len_q * 1000003 + c.len_k * 1009 + c.heads_q * 31 + c.head_dim));
+  if (c.paged()) make_pages(random);
+  make_inputs(random);
+  if (c.has_sequences) erase_unread();
+  make_outputs();
+  for (Tensor* tensor : all_inputs()) tensor->upload(device);
+  for (Tensor* tensor : all_outputs()) tensor->upload(device);
+}
+
+// Pages in any order, some of no sequence; the table's entries behind a sequence's last page lead nowhere.
+void AttentionCall::make_pages(std::mt19937_64& random) {
+  constexpr int64_t kUnusedPages = 3;
+  const int64_t size = c_.spec.page_size, columns = ceil_div(longest(c_.spec.len_k), size) + 1;
+  for (const ReferenceSequence& s : places_) page_count_ += ceil_div(s.len_k, size);
+  page_count_ += kUnusedPages;
+  std::vector<int64_t> order(static_cast<size_t>(page_count_));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::shuffle(order.begin(), order.end(), random);
+
+  block_table_ = Tensor(FDMA_INT32, {c_.batch, columns});
+  const int64_t nowhere[] = {-1, page_count_, std::numeric_limits<int32_t>::max()};
+  for (int64_t i = 0; i < block_table_.size(); ++i) block_table_.set(i, static_cast<double>(nowhere[i % 3]));
+  auto next = order.begin();
+  for (int64_t b = 0; b < c_.batch; ++b) {
+    const int64_t used = ceil_div(places_[static_cast<size_t>(b)].len_k, size);
+    pages_of_.emplace_back(next, next + used);
+    next += used;
+    for (int64_t i = 0; i < used; ++i) {
+      block_table_.set(b * columns + i, static_cast<double>(pages_of_.back()[static_cast<size_t>(i)]));
+    }
+  }
+}
+
+Shape AttentionCall::query_shape() const {
+  if (c_.packed()) return {c_.rows_q(), c_.heads_q, c_.head_dim};
+  return {c_.batch, c_.rows_q(), c_.heads_q, c_.head_dim};
+}
+
+Shape AttentionCall::key_shape() const {
+  if (c_.paged()) return {page_count_, c_.spec.page_size, c_.heads_kv, c_.head_dim};
+  if (c_.packed()) return {c_.rows_k(), c_.heads_kv, c_.head_dim};
+  return {c_.batch, c_.rows_k(), c_.heads_kv, c_.head_dim};
+}
+
+Shape AttentionCall::lse_shape() const {
+  if (c_.packed()) return {c_.heads_q, c_.rows_q()};
+  return {c_.batch, c_.heads_q, c_.rows_q()};
+}
+
+void AttentionCall::make_inputs(std::mt19937_64& random) {
+  query_ = Tensor(dtype_, query_shape(), c_.query_layout);
+  key_ = Tensor(dtype_, key_shape(), c_.kv_layout);
+  value_ = Tensor(dtype_, key_shape(), c_.kv_layout);
+  grad_out_ = Tensor(dtype_, query_shape(), c_.query_layout);
+  for (Tensor* tensor : {&query_, &key_, &value_, &grad_out_}) fill_normal(*tensor, random);
+  if (c_.mask_dtype != FDMA_DTYPE_NONE) {
+    mask_ = score_tensor(c_.mask_dtype, c_.mask_shape);
+    fill_mask(mask_, c_.mask_pattern, random);
+  }
+  if (c_.bias_dtype != FDMA_DTYPE_NONE) {
+    bias_ = score_tensor(c_.bias_dtype, c_.bias_shape);
     fill_normal(bias_, random);
-    for (int64_t i = 0; c.bias_hides && i < bias_.size(); ++i) {
+    for (int64_t i = 0; c_.bias_hides && i < bias_.size(); ++i) {
       if (random() % 8 == 0) bias_.set(i, -std::numeric_limits<double>::infinity());
     }
   }
-  if (c.with_grad_lse) {
-    grad_lse_ = Tensor(FDMA_FLOAT32, row_shape);
+  if (c_.with_grad_lse) {
+    grad_lse_ = Tensor(FDMA_FLOAT32, lse_shape());
     fill_normal(grad_lse_, random);
   }
+  if (c_.has_sequences) {
+    cu_seqlens_q_ = Tensor(c_.spec.offsets, {c_.batch + 1});
+    cu_seqlens_k_ = Tensor(c_.spec.offsets, {c_.batch + 1});
+    fill_values(cu_seqlens_q_, offsets_of(c_.spec.len_q));
+    fill_values(cu_seqlens_k_, offsets_of(c_.spec.len_k));
+  }
+}
 
+// Makes NaN, and visible in a mask, of all that no sequence reads.
+void AttentionCall::erase_unread() {
+  const ReferenceProblem layout = reference_layout();
+  const int64_t query_width = c_.heads_q * c_.head_dim, key_width = c_.heads_kv * c_.head_dim;
+  std::vector<bool> query_rows(static_cast<size_t>(query_.size() / query_width));
+  std::vector<bool> key_rows(static_cast<size_t>(key_.size() / key_width));
+  std::vector<bool> lse_rows(static_cast<size_t>(query_.size() / c_.head_dim));
+  for (int64_t b = 0; b < c_.batch; ++b) {
+    const ReferenceSequence& s = places_[static_cast<size_t>(b)];
+    for (int64_t k = 0; k < s.len_k; ++k) key_rows[static_cast<size_t>(key_row(b, k))] = true;
+    for (int64_t q = 0; q < s.len_q; ++q) {
+      query_rows[static_cast<size_t>(s.q_begin + q)] = true;
+      for (int64_t h = 0; h < c_.heads_q; ++h) lse_rows[static_cast<size_t>(layout.lse_row(b, h, q))] = true;
+    }
+  }
+  erase_all_but(query_, query_rows, query_width);
+  erase_all_but(grad_out_, query_rows, query_width);
+  erase_all_but(key_, key_rows, key_width);
+  erase_all_but(value_, key_rows, key_width);
+  if (grad_lse_.given()) erase_all_but(grad_lse_, lse_rows, 1);
+  for (Tensor* tensor : {&mask_, &bias_}) {
+    if (!tensor->given()) continue;
+    std::vector<bool> read(static_cast<size_t>(tensor->size()));
+    for_each_score([&](int64_t b, int64_t h, int64_t q, int64_t k) {
+      read[static_cast<size_t>(score_index(*tensor, b, h, q, k))] = true;
+    });
+    erase_all_but(*tensor, read, 1);
+  }
+}
+
+void AttentionCall::make_outputs() {
   const auto writable = [](Layout layout) { return layout == Layout::kExpanded ? Layout::kContiguous : layout; };
-  out_ = Tensor(dtype, query_shape, writable(c.query_layout));
-  lse_ = Tensor(FDMA_FLOAT32, row_shape);
+  out_ = Tensor(dtype_, query_shape(), writable(c_.query_layout));
+  lse_ = Tensor(FDMA_FLOAT32, lse_shape());
   if (mask_.given()) {
     size_t bytes = 0;
     fdma_tensor dense{};
     dense.rank = 4;
     std::copy(mask_.shape().begin(), mask_.shape().end(), dense.shape);
-    expect_success(fdma_mask_packed_size(&dense, c.len_k, &bytes), "fdma_mask_packed_size");
+    expect_success(fdma_mask_packed_size(&dense, c_.len_k, &bytes), "fdma_mask_packed_size");
     packed_mask_ = Tensor(FDMA_UINT8, {static_cast<int64_t>(bytes)});
   }
-  if (c.query_grad) grad_query_ = Tensor(dtype, query_shape, writable(c.query_layout));
-  if (c.key_grad) grad_key_ = Tensor(dtype, kv_shape, writable(c.kv_layout));
-  if (c.value_grad) grad_value_ = Tensor(dtype, kv_shape, writable(c.kv_layout));
-  if (c.bias_grad && bias_.given()) grad_bias_ = Tensor(c.bias_dtype, bias_.shape());
-  for (Tensor* tensor : {&query_, &key_, &value_, &mask_, &bias_, &grad_out_, &grad_lse_}) tensor->upload(device);
-  for (Tensor* tensor : all_outputs()) tensor->upload(device);
+  if (c_.query_grad) grad_query_ = Tensor(dtype_, query_shape(), writable(c_.query_layout));
+  if (c_.key_grad) grad_key_ = Tensor(dtype_, key_shape(), writable(c_.kv_layout));
+  if (c_.value_grad) grad_value_ = Tensor(dtype_, key_shape(), writable(c_.kv_layout));
+  if (c_.bias_grad && bias_.given()) grad_bias_ = Tensor(c_.bias_dtype, bias_.shape());
+}
+
+void AttentionCall::set_offsets(const std::vector<int64_t>& q, const std::vector<int64_t>& k) {
+  fill_values(cu_seqlens_q_, q);
+  fill_values(cu_seqlens_k_, k);
+  cu_seqlens_q_.upload(device_);
+  cu_seqlens_k_.upload(device_);
+}
+
+std::vector<Tensor*> AttentionCall::all_inputs() {
+  return {&query_,    &key_,      &value_,        &mask_,         &bias_,
+          &grad_out_, &grad_lse_, &cu_seqlens_q_, &cu_seqlens_k_, &block_table_};
 }
 
 std::vector<Tensor*> AttentionCall::all_outputs() {
@@ -102,8 +246,23 @@ int64_t AttentionCall::score_index(const Tensor& tensor, int64_t b, int64_t h, i
   return (((s[0] == 1 ? 0 : b) * s[1] + head) * s[2] + (s[2] == 1 ? 0 : q)) * s[3] + (s[3] == 1 ? 0 : k);
 }
 
-bool AttentionCall::mask_visible(int64_t b, int64_t h, int64_t q, int64_t k) const {
-  return !mask_.given() || mask_.get(score_index(mask_, b, h, q, k)) != 0;
+// Row of key k of sequence b in key and value.
+int64_t AttentionCall::key_row(int64_t b, int64_t k) const {
+  if (!c_.paged()) return places_[static_cast<size_t>(b)].k_begin + k;
+  const int64_t size = c_.spec.page_size;
+  return pages_of_[static_cast<size_t>(b)][static_cast<size_t>(k / size)] * size + k % size;
+}
+
+template <typename Body>
+void AttentionCall::for_each_score(const Body& body) const {
+  for (int64_t b = 0; b < c_.batch; ++b) {
+    const ReferenceSequence& s = places_[static_cast<size_t>(b)];
+    for (int64_t h = 0; h < c_.heads_q; ++h) {
+      for (int64_t q = 0; q < s.len_q; ++q) {
+        for (int64_t k = 0; k < s.len_k; ++k) body(b, h, q, k);
+      }
+    }
+  }
 }
 
 template <typename Params>
@@ -119,6 +278,12 @@ void AttentionCall::fill_inputs(Params& params) const {
   params.is_causal = c_.is_causal ? 1 : 0;
   params.out = out_.describe();
   params.lse = lse_.describe();
+  params.cu_seqlens_q = cu_seqlens_q_.describe();
+  params.cu_seqlens_k = cu_seqlens_k_.describe();
+  if (c_.has_sequences) {
+    params.max_seqlen_q = c_.len_q;
+    params.max_seqlen_k = c_.len_k;
+  }
 }
 
 void AttentionCall::forward(int num_threads, fdma_stream stream) {
@@ -127,6 +292,7 @@ void AttentionCall::forward(int num_threads, fdma_stream stream) {
   fill_inputs(params);
   params.num_threads = num_threads;
   params.packed_mask = packed_mask_.describe();
+  params.block_table = block_table_.describe();
   expect_success(fdma_attention_forward_supported(&params), "supported");
   size_t bytes = 0;
   expect_success(fdma_attention_forward_workspace_size(&params, &bytes), "workspace_size");
@@ -207,112 +373,6 @@ std::vector<double> AttentionCall::outputs() {
     all.insert(all.end(), values.begin(), values.end());
   }
   return all;
-}
-
-ReferenceProblem AttentionCall::reference_problem() const {
-  ReferenceProblem problem{};
-  problem.batch = c_.batch;
-  problem.len_q = c_.len_q;
-  problem.len_k = c_.len_k;
-  problem.heads_q = c_.heads_q;
-  problem.heads_kv = c_.heads_kv;
-  problem.head_dim = c_.head_dim;
-  problem.query = query_.values();
-  problem.key = key_.values();
-  problem.value = value_.values();
-  if (mask_.given()) {
-    problem.mask = [this](int64_t b, int64_t h, int64_t q, int64_t k) { return mask_visible(b, h, q, k); };
-  }
-  if (bias_.given()) {
-    problem.bias = [this](int64_t b, int64_t h, int64_t q, int64_t k) {
-      return bias_.get(score_index(bias_, b, h, q, k));
-    };
-  }
-  problem.scale = c_.scale == FDMA_SCALE_DEFAULT ? 1.0 / std::sqrt(static_cast<double>(c_.head_dim)) : c_.scale;
-  problem.softcap = c_.softcap;
-  problem.is_causal = c_.is_causal;
-  return problem;
-}
-
-std::vector<double> AttentionCall::bias_gradient(const std::vector<double>& score_gradient) const {
-  std::vector<double> sums(static_cast<size_t>(bias_.size()));
-  size_t i = 0;
-  for (int64_t b = 0; b < c_.batch; ++b) {
-    for (int64_t h = 0; h < c_.heads_q; ++h) {
-      for (int64_t q = 0; q < c_.len_q; ++q) {
-        for (int64_t k = 0; k < c_.len_k; ++k) {
-          sums[static_cast<size_t>(score_index(bias_, b, h, q, k))] += score_gradient[i++];
-        }
-      }
-    }
-  }
-  return sums;
-}
-
-void AttentionCall::expect_forward_matches() const {
-  const ReferenceProblem problem = reference_problem();
-  const ReferenceOutput exact = Reference<double>(problem, FDMA_FLOAT64).forward();
-  const ReferenceOutput eager = Reference<float>(problem, dtype_).forward();
-  expect_close("out", out_, exact.out, eager.out);
-  expect_close("lse", lse_, exact.lse, eager.lse);
-}
-
-void AttentionCall::expect_backward_matches() const {
-  const ReferenceProblem problem = reference_problem();
-  const std::vector<double> grad_out = grad_out_.values();
-  const std::vector<double> grad_lse = grad_lse_.given() ? grad_lse_.values() : std::vector<double>();
-  const ReferenceGradients exact = Reference<double>(problem, FDMA_FLOAT64).backward(grad_out, grad_lse);
-  const ReferenceGradients eager = Reference<float>(problem, dtype_).backward(grad_out, grad_lse);
-  // A fused kernel subtracts delta, a sum over the rounded output, where eager code subtracts a sum that cancels
-  // exactly: terms that add up to nothing leave their roundings behind.
-  const auto noise = [&](const std::vector<double>& squares) {
-    const double largest = squares.empty() ? 0.0 : *std::max_element(squares.begin(), squares.end());
-    return 8.0 * unit_roundoff(dtype_) * std::sqrt(largest);
-  };
-  expect_close("grad_query", grad_query_, exact.query, eager.query, noise(exact.query_squares));
-  expect_close("grad_key", grad_key_, exact.key, eager.key, noise(exact.key_squares));
-  expect_close("grad_value", grad_value_, exact.value, eager.value);
-  if (grad_bias_.given()) {
-    expect_close("grad_bias", grad_bias_, bias_gradient(exact.score), bias_gradient(eager.score),
-                 noise(bias_gradient(exact.score_squares)));
-  }
-}
-
-void AttentionCall::expect_packed_mask_matches() {
-  if (!mask_.given()) return;
-  const Shape& s = mask_.shape();
-  const PackedMaskLayout layout{s[0], s[1], s[2], c_.len_k};
-  ASSERT_EQ(layout.bytes(), packed_mask_.size());
-  const auto* words = reinterpret_cast<const uint32_t*>(packed_mask_.bytes());
-  std::vector<uint32_t> expected(static_cast<size_t>(layout.bytes() / 4));
-  const bool drop_future = c_.is_causal && layout.rows == c_.len_q;
-  for (int64_t head = 0; head < layout.batch * layout.heads; ++head) {
-    for (int64_t q = 0; q < layout.rows; ++q) {
-      for (int64_t k = 0; k < layout.keys; ++k) {
-        const bool future = drop_future && k > q + c_.len_k - c_.len_q;
-        if (future || mask_.get((head * layout.rows + q) * s[3] + (s[3] == 1 ? 0 : k)) == 0) continue;
-        const int64_t row = (head * layout.rows + q) * layout.row_words();
-        const int64_t tile = layout.rows_bytes() / 4 + (head * layout.row_tiles() + q / 64) * layout.tile_words();
-        expected[static_cast<size_t>(row + k / 32)] |= 1u << (k % 32);
-        expected[static_cast<size_t>(tile + k / 64 / 32)] |= 1u << (k / 64 % 32);
-      }
-    }
-  }
-  EXPECT_TRUE(std::equal(expected.begin(), expected.end(), words)) << "packed_mask";
-}
-
-void AttentionCall::expect_surroundings_untouched() const {
-  const std::pair<const char*, const Tensor*> outputs[] = {{"out", &out_},
-                                                           {"lse", &lse_},
-                                                           {"packed_mask", &packed_mask_},
-                                                           {"grad_query", &grad_query_},
-                                                           {"grad_key", &grad_key_},
-                                                           {"grad_value", &grad_value_},
-                                                           {"grad_bias", &grad_bias_}};
-  for (const auto& [name, tensor] : outputs) {
-    if (!tensor->given()) continue;
-    EXPECT_TRUE(tensor->surroundings_untouched()) << "something was written around " << name;
-  }
 }
 
 }  // namespace fdma::test

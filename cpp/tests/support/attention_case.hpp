@@ -4,8 +4,11 @@
 #include <cstdint>
 #include <ostream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "fdma/fdma.h"
+#include "kernels/policy/mask_bits.hpp"
 #include "tests/support/reference.hpp"
 #include "tests/support/tensor.hpp"
 
@@ -25,9 +28,20 @@ enum class MaskPattern {
   kEverything
 };
 
+// Lengths of the sequences of a case, and how their rows lie in the tensors.
+struct SequenceSpec {
+  std::vector<int64_t> len_q, len_k;
+  bool padded = false;               // a batch entry each; otherwise packed one behind the other
+  int64_t slack_q = 0, slack_k = 0;  // rows behind the last sequence, padded: behind the longest
+  fdma_dtype offsets = FDMA_INT32;
+  int64_t page_size = 0;  // of key and value; 0: not paged
+};
+
 struct AttentionCase {
   std::string name;
   int64_t batch = 2, len_q = 113, len_k = 203, heads_q = 3, heads_kv = 3, head_dim = 64;
+  bool has_sequences = false;  // then len_q and len_k are max_seqlen_q and max_seqlen_k
+  SequenceSpec spec;
   bool is_causal = false;
   float scale = FDMA_SCALE_DEFAULT, softcap = 0.0f;
   Layout query_layout = Layout::kContiguous, kv_layout = Layout::kContiguous;
@@ -46,6 +60,14 @@ struct AttentionCase {
   AttentionCase& heads(int64_t q, int64_t kv) { return heads_q = q, heads_kv = kv, *this; }
   AttentionCase& batches(int64_t count) { return batch = count, *this; }
   AttentionCase& dim(int64_t d) { return head_dim = d, *this; }
+  // Sequences of these lengths, packed, with the lengths of the longest as the bounds max_seqlen_q and max_seqlen_k.
+  AttentionCase& sequences(std::vector<int64_t> q, std::vector<int64_t> k);
+  AttentionCase& padded() { return spec.padded = true, *this; }
+  AttentionCase& slack(int64_t q, int64_t k) { return spec.slack_q = q, spec.slack_k = k, *this; }
+  AttentionCase& bounds(int64_t q, int64_t k) { return lengths(q, k); }
+  AttentionCase& wide_offsets() { return spec.offsets = FDMA_INT64, *this; }
+  // Keys in shuffled pages, some of them unused. Forward only.
+  AttentionCase& pages(int64_t size) { return spec.page_size = size, gradients(false, false, false, false); }
   AttentionCase& causal() { return is_causal = true, *this; }
   AttentionCase& scaled(float factor) { return scale = factor, *this; }
   AttentionCase& capped(float cap) { return softcap = cap, *this; }
@@ -60,11 +82,21 @@ struct AttentionCase {
   AttentionCase& gradients(bool query, bool key, bool value, bool bias) {
     return query_grad = query, key_grad = key, value_grad = value, bias_grad = bias, *this;
   }
+
+  bool packed() const { return has_sequences && !spec.padded; }
+  bool paged() const { return spec.page_size > 0; }
+  bool has_gradients() const { return query_grad || key_grad || value_grad || bias_grad; }
+  // Rows of query-like and key-like tensors: of all sequences when packed, else of a batch entry.
+  int64_t rows_q() const;
+  int64_t rows_k() const;
+  // Where each sequence lies, dense batch entries included. The keys of paged sequences count one behind the other.
+  std::vector<ReferenceSequence> places() const;
 };
 
 inline std::ostream& operator<<(std::ostream& stream, const AttentionCase& c) { return stream << c.name; }
 
-// The tensors of one case on one device. Inputs are seeded by the case's shape.
+// The tensors of one case on one device. Inputs are seeded by the case's shape; what belongs to no sequence is NaN in
+// them, so that reading it shows.
 class AttentionCall {
  public:
   AttentionCall(const AttentionCase& c, fdma_dtype dtype, fdma_device device);
@@ -76,6 +108,8 @@ class AttentionCall {
   // With the tiles for GPUs of little shared memory, whatever the GPU.
   void backward_in_small_tiles(bool deterministic);
 #endif
+  // Gives the next calls these values of cu_seqlens instead of the case's own, which the reference keeps to.
+  void set_offsets(const std::vector<int64_t>& q, const std::vector<int64_t>& k);
   void download();  // outputs to the host
   void refill();    // outputs to NaN
 
@@ -83,27 +117,46 @@ class AttentionCall {
   void expect_forward_matches() const;
   void expect_packed_mask_matches();
   void expect_backward_matches() const;
+  // Nothing was written but the elements of the outputs.
   void expect_surroundings_untouched() const;
 
   // All output elements, for bitwise comparisons; the call is downloaded first.
   std::vector<double> outputs();
 
  private:
+  enum class Bit : char { kAny, kSet, kClear };
+
+  void make_pages(std::mt19937_64& random);
+  void make_inputs(std::mt19937_64& random);
+  void make_outputs();
+  void erase_unread();
+  int64_t key_row(int64_t b, int64_t k) const;
+  Shape query_shape() const;
+  Shape key_shape() const;
+  Shape lse_shape() const;
+  std::vector<double> key_values(const Tensor& tensor) const;
+  template <typename Body>
+  void for_each_score(const Body& body) const;
   fdma_attention_backward_params backward_params(bool deterministic, int num_threads);
   void reserve_backward_workspace(size_t bytes);
+  ReferenceProblem reference_layout() const;  // without values
   ReferenceProblem reference_problem() const;
   std::vector<double> bias_gradient(const std::vector<double>& score_gradient) const;
   Tensor score_tensor(fdma_dtype dtype, const ScoreShape& shape) const;
   int64_t score_index(const Tensor& tensor, int64_t b, int64_t h, int64_t q, int64_t k) const;
-  bool mask_visible(int64_t b, int64_t h, int64_t q, int64_t k) const;
+  std::vector<Bit> expected_bits(const PackedMaskLayout& layout) const;
   template <typename Params>
   void fill_inputs(Params& params) const;
   std::vector<Tensor*> all_outputs();
+  std::vector<Tensor*> all_inputs();
 
   AttentionCase c_;
   fdma_dtype dtype_;
   fdma_device device_;
-  Tensor query_, key_, value_, mask_, bias_, grad_out_, grad_lse_;
+  std::vector<ReferenceSequence> places_;
+  std::vector<std::vector<int64_t>> pages_of_;  // of each sequence, in the order of its keys
+  int64_t page_count_ = 0;
+  Tensor query_, key_, value_, mask_, bias_, grad_out_, grad_lse_, cu_seqlens_q_, cu_seqlens_k_, block_table_;
   Tensor out_, lse_, packed_mask_, grad_query_, grad_key_, grad_value_, grad_bias_;
   DeviceMemory forward_workspace_, backward_workspace_;
   size_t forward_bytes_ = 0, backward_bytes_ = 0;

@@ -11,7 +11,7 @@ Tensor::Tensor(fdma_dtype dtype, Shape shape, Layout layout) : dtype_(dtype), sh
   const size_t rank = shape_.size();
   std::vector<size_t> order(rank);  // of the dimensions in memory, outermost first
   for (size_t i = 0; i < rank; ++i) order[i] = i;
-  if (layout == Layout::kHeadsFirst) std::swap(order[1], order[2]);
+  if (layout == Layout::kHeadsFirst) std::swap(order[rank - 3], order[rank - 2]);
   stride_.assign(rank, 0);
   int64_t elements = 1;
   for (size_t i = rank; i-- > 0;) {
@@ -43,6 +43,10 @@ int64_t Tensor::offset(int64_t index) const {
 double Tensor::get(int64_t index) const { return read_element(storage_.data() + offset(index), dtype_); }
 
 void Tensor::set(int64_t index, double value) { write_element(storage_.data() + offset(index), dtype_, value); }
+
+void Tensor::erase(int64_t index) {
+  std::fill_n(storage_.begin() + offset(index), element_size(dtype_), static_cast<unsigned char>(0xff));
+}
 
 std::vector<double> Tensor::values() const {
   std::vector<double> values(static_cast<size_t>(size()));
@@ -85,6 +89,12 @@ bool Tensor::surroundings_untouched() const {
     if (!is_element[i] && storage_[i] != 0xff) return false;
   }
   return true;
+}
+
+bool Tensor::unchanged_on_device() const {
+  std::vector<unsigned char> there(storage_.size());
+  memory_.download(there.data(), there.size());
+  return there == storage_;
 }
 
 void fill_normal(Tensor& tensor, std::mt19937_64& random, double scale) {

@@ -14,7 +14,7 @@ using Shape = std::vector<int64_t>;
 
 enum class Layout {
   kContiguous,
-  kHeadsFirst,  // dimensions 1 and 2 swapped in memory, as a transposed view has them
+  kHeadsFirst,  // the two dimensions before the last swapped in memory, as a transposed view has them
   kMisaligned,  // starts one element late, three elements between rows
   kExpanded     // first dimension with stride 0: all batches are one
 };
@@ -34,6 +34,7 @@ class Tensor {
   // Elements in row-major order of the shape.
   double get(int64_t index) const;
   void set(int64_t index, double value);
+  void erase(int64_t index);  // to 0xff bytes, before the upload
   std::vector<double> values() const;
   unsigned char* bytes() { return storage_.data() + kGuardBytes; }
 
@@ -46,6 +47,8 @@ class Tensor {
   fdma_tensor describe() const;
   // True when every byte that belongs to no element is 0xff.
   bool surroundings_untouched() const;
+  // True when the bytes on the device are those of the last upload; for inputs.
+  bool unchanged_on_device() const;
 
  private:
   static constexpr int64_t kGuardBytes = 256;

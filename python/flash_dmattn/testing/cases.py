@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
@@ -58,17 +58,29 @@ class Case:
         batch, heads, rows, keys = (full[extent] for extent in extents)
         return batch, heads, rows, keys
 
-    def inputs(self, dtype: torch.dtype, device: str, seed: int = 0) -> Dict[str, Optional[torch.Tensor]]:
+    def query_shape(self) -> Tuple[int, ...]:
+        """Shape of query, out and their gradients."""
+        return self.batch, self.len_q, self.heads, self.head_dim
+
+    def key_shape(self) -> Tuple[int, ...]:
+        """Shape of key, value and their gradients."""
+        return self.batch, self.len_k, self.heads_kv, self.head_dim
+
+    def lse_shape(self) -> Tuple[int, ...]:
+        """Shape of the lse and its gradient."""
+        return self.batch, self.heads, self.len_q
+
+    def inputs(self, dtype: torch.dtype, device: str, seed: int = 0) -> Dict[str, Any]:
         """Tensors of the call. Their values do not depend on `dtype`, but for rounding, nor on `device`."""
         generator = torch.Generator().manual_seed(seed)
 
-        def normal(*shape: int) -> torch.Tensor:
+        def normal(shape: Tuple[int, ...]) -> torch.Tensor:
             return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
-        tensors: Dict[str, Optional[torch.Tensor]] = {
-            "query": self.layout(normal(self.batch, self.len_q, self.heads, self.head_dim)),
-            "key": self.layout(normal(self.batch, self.len_k, self.heads_kv, self.head_dim)),
-            "value": self.layout(normal(self.batch, self.len_k, self.heads_kv, self.head_dim)),
+        tensors: Dict[str, Any] = {
+            "query": self.layout(normal(self.query_shape())),
+            "key": self.layout(normal(self.key_shape())),
+            "value": self.layout(normal(self.key_shape())),
             "attn_mask": None,
             "attn_bias": None,
         }
@@ -82,13 +94,117 @@ class Case:
     def grad_out(self, dtype: torch.dtype, device: str) -> torch.Tensor:
         """A gradient of the output."""
         generator = torch.Generator().manual_seed(1)
-        shape = (self.batch, self.len_q, self.heads, self.head_dim)
-        return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+        return torch.randn(self.query_shape(), generator=generator).to(device=device, dtype=dtype)
 
     def grad_lse(self, device: str) -> torch.Tensor:
         """A gradient of the lse, float32."""
         generator = torch.Generator().manual_seed(2)
-        return torch.randn((self.batch, self.heads, self.len_q), generator=generator).to(device)
+        return torch.randn(self.lse_shape(), generator=generator).to(device)
+
+
+@dataclass(frozen=True)
+class VarlenCase(Case):
+    """One call on sequences of different lengths.
+
+    `batch`, `len_q` and `len_k` follow from the lengths, the latter two as upper bounds. Rows of no sequence hold NaN,
+    as does a bias past the lengths: reading them shows.
+
+    Attributes
+    ----------
+    lengths_q, lengths_k : tuple of int
+        Lengths of the sequences. Default of the keys: those of the queries.
+    slack_q, slack_k : int
+        How far the bounds are above the longest sequence.
+    spare_q, spare_k : int
+        Rows past the last sequence; padded, past the longest one.
+    padded : bool
+        One batch entry a sequence, else one sequence behind the other.
+    offsets_dtype : torch.dtype
+        Of cu_seqlens.
+    """
+
+    lengths_q: Tuple[int, ...] = ()
+    lengths_k: Optional[Tuple[int, ...]] = None
+    slack_q: int = 0
+    slack_k: int = 0
+    spare_q: int = 0
+    spare_k: int = 0
+    padded: bool = False
+    offsets_dtype: torch.dtype = torch.int32
+
+    def __post_init__(self) -> None:
+        lengths_k = self.lengths_q if self.lengths_k is None else self.lengths_k
+        derived = {
+            "lengths_k": lengths_k,
+            "batch": len(self.lengths_q),
+            "len_q": max(self.lengths_q, default=0) + self.slack_q,
+            "len_k": max(lengths_k, default=0) + self.slack_k,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # the way of frozen dataclasses
+
+    def _rows(self, lengths: Tuple[int, ...], spare: int) -> Tuple[int, ...]:
+        return (self.batch, max(lengths, default=0) + spare) if self.padded else (sum(lengths) + spare,)
+
+    def query_shape(self) -> Tuple[int, ...]:
+        """Shape of query, out and their gradients."""
+        return (*self._rows(self.lengths_q, self.spare_q), self.heads, self.head_dim)
+
+    def key_shape(self) -> Tuple[int, ...]:
+        """Shape of key, value and their gradients."""
+        return (*self._rows(self.lengths_k, self.spare_k), self.heads_kv, self.head_dim)
+
+    def lse_shape(self) -> Tuple[int, ...]:
+        """Shape of the lse and its gradient."""
+        *batch, rows = self._rows(self.lengths_q, self.spare_q)
+        return (*batch, self.heads, rows)
+
+    def rows_of_no_sequence(self, lengths: Tuple[int, ...], spare: int) -> torch.Tensor:
+        """Bools ``(total,)``, padded ``(B, L)``."""
+        rows = torch.arange(self._rows(lengths, spare)[-1])
+        return rows >= torch.tensor(lengths)[:, None] if self.padded else rows >= sum(lengths)
+
+    def offsets(self, lengths: Tuple[int, ...], device: str) -> torch.Tensor:
+        """cu_seqlens of `lengths`."""
+        sums = torch.tensor([0, *lengths]).cumsum(0)
+        return sums.to(device=device, dtype=self.offsets_dtype)
+
+    def inputs(self, dtype: torch.dtype, device: str, seed: int = 0) -> Dict[str, Any]:
+        """Arguments of the call: tensors, and the bounds of the lengths."""
+        tensors = super().inputs(dtype, device, seed)
+        tensors["query"][self.rows_of_no_sequence(self.lengths_q, self.spare_q).to(device)] = math.nan
+        outside = self.rows_of_no_sequence(self.lengths_k, self.spare_k).to(device)
+        tensors["key"][outside] = tensors["value"][outside] = math.nan
+        if self.bias is not None:
+            self._spoil_past_the_lengths(tensors["attn_bias"])
+        return {
+            **tensors,
+            "cu_seqlens_q": self.offsets(self.lengths_q, device),
+            "cu_seqlens_k": self.offsets(self.lengths_k, device),
+            "max_seqlen_q": self.len_q,
+            "max_seqlen_k": self.len_k,
+        }
+
+    def _spoil_past_the_lengths(self, bias: torch.Tensor) -> None:
+        batch, _, rows, keys = self.bias
+        for b, (len_q, len_k) in enumerate(zip(self.lengths_q, self.lengths_k)):
+            if batch == "B" and rows == "Q":
+                bias[b, :, len_q:] = math.nan
+            if batch == "B" and keys == "K":
+                bias[b, :, :, len_k:] = math.nan
+
+    def grad_out(self, dtype: torch.dtype, device: str) -> torch.Tensor:
+        """A gradient of the output; NaN in rows of no sequence."""
+        grad = super().grad_out(dtype, device)
+        grad[self.rows_of_no_sequence(self.lengths_q, self.spare_q).to(device)] = math.nan
+        return grad
+
+    def grad_lse(self, device: str) -> torch.Tensor:
+        """A gradient of the lse, float32; NaN in rows of no sequence."""
+        grad = super().grad_lse(device)
+        outside = self.rows_of_no_sequence(self.lengths_q, self.spare_q).to(device)
+        grad.transpose(-1, -2)[outside] = math.nan
+        return grad
 
 
 def random_mask(shape: Shape, generator: torch.Generator) -> torch.Tensor:
@@ -159,13 +275,13 @@ def _large(shape: Shape, generator: torch.Generator) -> torch.Tensor:
 
 def _head_major(tensor: torch.Tensor) -> torch.Tensor:
     """Memory of (B, H, L, D), as most models have it."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+    return tensor.transpose(-3, -2).contiguous().transpose(-3, -2)
 
 
 def _padded_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Rows that are 3 elements longer than head_dim, from the second element on: no row starts at 16 bytes."""
-    batch, length, heads, head_dim = tensor.shape
-    room = tensor.new_full((batch, length, heads, head_dim + 3), math.nan)
+    *extents, head_dim = tensor.shape
+    room = tensor.new_full((*extents, head_dim + 3), math.nan)
     room[..., 1 : head_dim + 1] = tensor
     return room[..., 1 : head_dim + 1]
 
@@ -273,4 +389,71 @@ CASES: Tuple[Case, ...] = (
     Case("no key", len_k=0, mask="BHQK", bias="BHQK"),
     Case("no query, bias of keys", len_q=0, bias="B11K"),
     Case("no key, bias of queries", len_k=0, bias="B1Q1"),
+)
+
+_LENGTHS = (70, 5, 33)
+_MORE_KEYS = {"lengths_q": (33, 1, 64), "lengths_k": (150, 90, 65)}
+_MORE_QUERIES = {"lengths_q": (150, 90, 65), "lengths_k": (33, 1, 64)}
+_UNLIKE = {"lengths_q": (40, 7, 65), "lengths_k": (30, 80, 65)}
+_CAUSAL = {"is_causal": True}
+_EVERYTHING = {"mask": "BHQK", "bias": "BGQK", "heads": 4, "options": {"is_causal": True, "softcap": 2.0}}
+
+VARLEN_CASES: Tuple[VarlenCase, ...] = (
+    VarlenCase("packed", lengths_q=_LENGTHS),
+    VarlenCase("one sequence", lengths_q=(77,)),
+    VarlenCase("lengths of whole tiles", lengths_q=(128, 64)),
+    VarlenCase("one short behind one long", lengths_q=(300, 1)),
+    VarlenCase("many short", lengths_q=(3, 1, 2) * 15, options=_CAUSAL),
+    VarlenCase("lengths of queries and keys differ", **_UNLIKE),
+    VarlenCase("causal", lengths_q=_LENGTHS, options=_CAUSAL),
+    VarlenCase("causal, more keys: the corner of each sequence", **_MORE_KEYS, options=_CAUSAL),
+    VarlenCase("causal, more queries: first rows see nothing", **_MORE_QUERIES, options=_CAUSAL),
+    VarlenCase("causal, more of either", **_UNLIKE, options=_CAUSAL),
+    VarlenCase("causal, one query each", lengths_q=(1, 1, 1), lengths_k=(20, 131, 64), options=_CAUSAL),
+    VarlenCase("no query in some", lengths_q=(0, 40, 0, 33, 0), lengths_k=(9, 40, 64, 30, 5), options=_CAUSAL),
+    VarlenCase("no key in some", lengths_q=(20, 40, 9), lengths_k=(0, 40, 0), bias="BHQK"),
+    VarlenCase("neither in some", lengths_q=(0, 40, 0, 0, 33), mask="BHQK", bias="BHQK"),
+    VarlenCase("neither in any", lengths_q=(0, 0), mask="BHQK", bias="BHQK"),
+    VarlenCase("neither in any, rows past the end", lengths_q=(0, 0), spare_q=5, spare_k=3, slack_q=9, slack_k=8),
+    VarlenCase("rows past the end", lengths_q=_LENGTHS, spare_q=70, spare_k=9, options=_CAUSAL),
+    VarlenCase("rows past the end, with everything", **_UNLIKE, spare_q=3, spare_k=80, **_EVERYTHING),
+    VarlenCase("bounds above the lengths", lengths_q=_LENGTHS, slack_q=70, slack_k=200),
+    VarlenCase("bounds above the lengths, with everything", **_UNLIKE, slack_q=7, slack_k=100, **_EVERYTHING),
+    VarlenCase("int64 offsets", lengths_q=_LENGTHS, offsets_dtype=torch.int64, options=_CAUSAL),
+    VarlenCase("int64 offsets, padded", lengths_q=_LENGTHS, padded=True, offsets_dtype=torch.int64),
+    VarlenCase("padded", lengths_q=_LENGTHS, padded=True),
+    VarlenCase("padded, causal, more of either", **_UNLIKE, padded=True, options=_CAUSAL),
+    VarlenCase("padded, none in some", lengths_q=(0, 40, 9), lengths_k=(7, 0, 30), padded=True, bias="BHQK"),
+    VarlenCase("padded past the longest", **_UNLIKE, padded=True, spare_q=30, spare_k=70, **_EVERYTHING),
+    VarlenCase("padded, bounds above the padding", **_UNLIKE, padded=True, slack_q=90, slack_k=9, **_EVERYTHING),
+    VarlenCase("padded, bounds inside the padding", **_UNLIKE, padded=True, spare_q=50, spare_k=9, slack_q=3),
+    VarlenCase("heads share kv heads", **_UNLIKE, heads=6, heads_kv=2),
+    VarlenCase("heads share one kv head, causal", **_UNLIKE, heads=4, heads_kv=1, options=_CAUSAL),
+    *(VarlenCase(f"head dim {d}", **_UNLIKE, head_dim=d, options=_CAUSAL) for d in (8, 40, 64, 72, 128, 192, 256)),
+    VarlenCase("scale", lengths_q=_LENGTHS, options={"scale": 0.3}),
+    VarlenCase("softcap", lengths_q=_LENGTHS, options={"softcap": 1.5, "scale": 0.7}),
+    *(VarlenCase(f"mask {m}", **_UNLIKE, heads=4, mask=m) for m in _BROADCASTS),
+    *(VarlenCase(f"bias {b}", **_UNLIKE, heads=4, bias=b) for b in _BROADCASTS),
+    *(VarlenCase(f"bias {b}, padded", **_UNLIKE, heads=4, bias=b, padded=True) for b in ("B1QK", "1G1K", "BHQ1")),
+    *(
+        VarlenCase(f"bias {b}, bounds above the lengths", **_UNLIKE, slack_q=66, slack_k=66, bias=b, options=_CAUSAL)
+        for b in ("BHQK", "11QK", "B11K", "1HQ1")
+    ),
+    VarlenCase("float32 bias", lengths_q=_LENGTHS, bias="BHQK", bias_dtype=torch.float32),
+    VarlenCase("mask of floats", lengths_q=_LENGTHS, mask="BHQK", make_mask=_mask_of_dtype(torch.float16)),
+    VarlenCase("mask hides whole rows", lengths_q=_LENGTHS, mask="BHQK", make_mask=_dead_rows),
+    VarlenCase("bias -inf hides", lengths_q=_LENGTHS, bias="BHQK", make_bias=_some_minus_infinity),
+    VarlenCase("mask hides whole tiles", lengths_q=(200, 150), mask="BHQK", make_mask=_blocks, options=_CAUSAL),
+    VarlenCase(
+        "dynamic mask attention, one bias per kv head and key",
+        lengths_q=(130, 40, 97),
+        heads=4,
+        mask="BGQK",
+        make_mask=_top_quarter_of_random,
+        bias="BG1K",
+        options=_CAUSAL,
+    ),
+    VarlenCase("head-major memory", lengths_q=_LENGTHS, layout=_head_major, bias="BHQK"),
+    VarlenCase("rows that start anywhere", lengths_q=_LENGTHS, layout=_padded_rows, mask="BHQK"),
+    VarlenCase("rows that start anywhere, padded", lengths_q=_LENGTHS, layout=_padded_rows, padded=True),
 )

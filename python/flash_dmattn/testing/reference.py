@@ -1,6 +1,7 @@
 """Eager attention, written as its definition reads."""
 
 import math
+from functools import partial
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
@@ -76,6 +77,69 @@ def reference_attention(
     return (probabilities @ value).transpose(1, 2), lse
 
 
+def attend_each_sequence(
+    attention: Callable[..., Tuple[torch.Tensor, torch.Tensor]],
+    out_dtype: torch.dtype,
+    lse_dtype: torch.dtype,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Optional[torch.Tensor] = None,
+    attn_bias: Optional[torch.Tensor] = None,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None,
+    **options: Any,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Sequences of different lengths, one call of `attention` on each as a batch of one.
+
+    `attention` returns an output and an lse, in the dtypes that are given. See
+    :func:`flash_dmattn.flash_dmattn_varlen_func` for the other arguments; the bounds are not needed.
+
+    Returns
+    -------
+    out : torch.Tensor
+        Of the shape of `query`; zeros for a row of no sequence.
+    lse : torch.Tensor
+        ``(H, total_q)``, padded ``(B, H, Lq)``; -inf for such a row.
+    """
+    packed = query.dim() == 3
+    ends_q, ends_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    out = torch.zeros_like(query, dtype=out_dtype)
+    lse = torch.full_like(out[..., 0].transpose(-1, -2), -math.inf, dtype=lse_dtype)
+    for b in range(len(ends_q) - 1):
+        len_q, len_k = ends_q[b + 1] - ends_q[b], ends_k[b + 1] - ends_k[b]
+        rows_q, rows_k = slice(0, len_q), slice(0, len_k)
+        if packed:
+            rows_q, rows_k = slice(ends_q[b], ends_q[b + 1]), slice(ends_k[b], ends_k[b + 1])
+        of_query, of_key = ((rows_q,), (rows_k,)) if packed else ((b, rows_q), (b, rows_k))
+        scores_like = (_scores_of(tensor, b, len_q, len_k) for tensor in (attn_mask, attn_bias))
+        part, part_lse = attention(
+            query[of_query][None], key[of_key][None], value[of_key][None], *scores_like, **options
+        )
+        out[of_query] = part[0]
+        lse[(slice(None), rows_q) if packed else (b, slice(None), rows_q)] = part_lse[0]
+    return out, lse
+
+
+def reference_varlen_attention(
+    *tensors: torch.Tensor, dtype: torch.dtype = torch.float64, **arguments: Any
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """:func:`reference_attention` by :func:`attend_each_sequence`."""
+    return attend_each_sequence(partial(reference_attention, dtype=dtype), dtype, dtype, *tensors, **arguments)
+
+
+def _scores_of(tensor: Optional[torch.Tensor], b: int, len_q: int, len_k: int) -> Optional[torch.Tensor]:
+    """A mask or bias of sequence `b`; dimensions of extent 1 broadcast."""
+    if tensor is None:
+        return None
+    of_batch = tensor[b if tensor.shape[0] > 1 else 0][None]
+    rows = of_batch if tensor.shape[2] == 1 else of_batch[:, :, :len_q]
+    return rows if tensor.shape[3] == 1 else rows[..., :len_k]
+
+
 def call_with_gradients(
     attention: Callable[..., Outputs],
     inputs: Dict[str, Optional[torch.Tensor]],
@@ -103,14 +167,18 @@ def reference_results(
     grad_out: Outputs,
     dtype: torch.dtype = torch.float64,
 ) -> Results:
-    """Outputs and gradients of :func:`reference_attention` with all of the arithmetic in `dtype`."""
+    """Outputs and gradients of the reference with all of the arithmetic in `dtype`.
+
+    Inputs with ``cu_seqlens_q`` are those of :func:`reference_varlen_attention`, others of :func:`reference_attention`.
+    """
+    reference = reference_varlen_attention if "cu_seqlens_q" in inputs else reference_attention
     converted = {
         name: tensor.to(dtype) if name in GRADIENTS and tensor is not None else tensor
         for name, tensor in inputs.items()
     }
 
     def attention(return_lse: bool = False, **arguments: Any) -> Outputs:
-        results = reference_attention(**arguments, dtype=dtype)
+        results = reference(**arguments, dtype=dtype)
         return results if return_lse else results[0]
 
     single = isinstance(grad_out, torch.Tensor)
