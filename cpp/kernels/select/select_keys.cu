@@ -14,6 +14,7 @@
 #include "kernels/core/numeric.cuh"
 #include "kernels/launchers.hpp"
 #include "kernels/policy/selection.hpp"
+#include "kernels/select/key_mask.cuh"
 #include "kernels/select/row_block.cuh"
 
 namespace fdma {
@@ -21,19 +22,6 @@ namespace {
 
 constexpr int kThreads = 256;     // of kernels with one key a thread
 constexpr int kWordsPerWarp = 8;  // words of 32 keys that a warp takes in one pass over a row
-
-FDMA_DEVICE bool is_visible(const SelectParams& p, int64_t element) {
-  switch (p.key_mask_bytes) {
-    case 1:
-      return static_cast<const uint8_t*>(p.key_mask)[element] != 0;
-    case 2:
-      return (static_cast<const uint16_t*>(p.key_mask)[element] & (p.key_mask_is_float ? 0x7fffu : 0xffffu)) != 0;
-    case 4:
-      return (static_cast<const uint32_t*>(p.key_mask)[element] & (p.key_mask_is_float ? 0x7fffffffu : ~0u)) != 0;
-    default:
-      return (static_cast<const uint64_t*>(p.key_mask)[element] & (p.key_mask_is_float ? ~0ull >> 1 : ~0ull)) != 0;
-  }
-}
 
 // Ranks of all keys, from the newest on: a stable sort then leaves the newer of equal keys first.
 __global__ void __launch_bounds__(kThreads)
