@@ -1,8 +1,8 @@
 // Top-w selection from a bias of its own for every query, straight to a packed mask (policy/mask_bits.hpp).
 //
 // A row is held in registers, 4096 keys a warp, and read once. The value of the w-th best key is found bit by bit: how
-// many keys are at least as good as a guess is one comparison and one addition for two 16-bit keys. Rows too long for the
-// registers of a block are read again for each guess.
+// many keys are at least as good as a guess is one comparison and one addition for two 16-bit keys. Rows too long for
+// the registers of a block are read again for each guess.
 #include "kernels/core/launch.cuh"
 #include "kernels/core/numeric.cuh"
 #include "kernels/launchers.hpp"
@@ -130,7 +130,6 @@ class Row {
   }
 
  private:
-  static constexpr int kWarpMask = kWarps - 1;
   FDMA_DEVICE static typename K::Ordinal lowest_32() { return 0x00800000u; }  // above that of -inf, 0x007fffff
   FDMA_DEVICE static typename K::Ordinal lowest_16() {
     return sizeof(T) == 2 && Element<T>::kType == ElementType::kFloat16 ? 0x0400u : 0x0080u;  // -inf: 0x03ff, 0x007f
