@@ -17,10 +17,11 @@ struct PackCase {
 
 std::ostream& operator<<(std::ostream& stream, const PackCase& row) { return stream << row.name; }
 
-const PackCase kCases[] = {{"bool", FDMA_BOOL},       {"uint8", FDMA_UINT8},       {"int8", FDMA_INT8},
-                           {"int16", FDMA_INT16},     {"int32", FDMA_INT32},       {"int64", FDMA_INT64},
-                           {"float16", FDMA_FLOAT16}, {"bfloat16", FDMA_BFLOAT16}, {"float32", FDMA_FLOAT32},
-                           {"float64", FDMA_FLOAT64}};
+const PackCase kCases[] = {{"mask_bool", FDMA_BOOL},       {"mask_uint8", FDMA_UINT8},
+                           {"mask_int8", FDMA_INT8},       {"mask_int16", FDMA_INT16},
+                           {"mask_int32", FDMA_INT32},     {"mask_int64", FDMA_INT64},
+                           {"mask_float16", FDMA_FLOAT16}, {"mask_bfloat16", FDMA_BFLOAT16},
+                           {"mask_float32", FDMA_FLOAT32}, {"mask_float64", FDMA_FLOAT64}};
 
 bool is_float(fdma_dtype dtype) { return dtype <= FDMA_FLOAT64; }
 
