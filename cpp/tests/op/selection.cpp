@@ -64,12 +64,7 @@ class SelectionCall {
     if (end != nullptr) params.end = end->describe();
     if (columns != nullptr) params.columns = columns->describe();
     if (counts != nullptr) params.counts = counts->describe();
-    ASSERT_EQ(fdma_select_supported(&params), FDMA_SUCCESS) << fdma_last_error_message();
-    size_t bytes = 0;
-    ASSERT_EQ(fdma_select_workspace_size(&params, &bytes), FDMA_SUCCESS) << fdma_last_error_message();
-    DeviceMemory workspace(device_, bytes);
-    ASSERT_EQ(fdma_select(&params, workspace.data(), bytes, nullptr), FDMA_SUCCESS) << fdma_last_error_message();
-    synchronize(device_);
+    select_and_wait(params);
     for (Tensor* output : {end, columns, counts}) {
       if (output == nullptr) continue;
       output->download();

@@ -41,12 +41,7 @@ class RowsCall {
     params.keep_window_size = keep;
     params.is_causal = is_causal;
     params.packed_mask = packed.describe();
-    EXPECT_EQ(fdma_select_supported(&params), FDMA_SUCCESS) << fdma_last_error_message();
-    size_t bytes = 0;
-    EXPECT_EQ(fdma_select_workspace_size(&params, &bytes), FDMA_SUCCESS) << fdma_last_error_message();
-    DeviceMemory workspace(device, bytes);
-    EXPECT_EQ(fdma_select(&params, workspace.data(), bytes, nullptr), FDMA_SUCCESS) << fdma_last_error_message();
-    synchronize(device);
+    select_and_wait(params);
     EXPECT_TRUE(bias_.unchanged_on_device());
     return packed.words();
   }

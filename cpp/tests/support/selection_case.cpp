@@ -1,8 +1,12 @@
 #include "tests/support/selection_case.hpp"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "tests/support/device_memory.hpp"
 
 namespace fdma::test {
 namespace {
@@ -33,6 +37,15 @@ const std::vector<SelectionCase>& selection_cases() {
       {"hidden_float16", FDMA_FLOAT16, [](std::mt19937_64&, int64_t) { return -kInfinity; }},
   };
   return cases;
+}
+
+void select_and_wait(const fdma_select_params& params) {
+  ASSERT_EQ(fdma_select_supported(&params), FDMA_SUCCESS) << fdma_last_error_message();
+  size_t bytes = 0;
+  ASSERT_EQ(fdma_select_workspace_size(&params, &bytes), FDMA_SUCCESS) << fdma_last_error_message();
+  DeviceMemory workspace(params.device, bytes);
+  ASSERT_EQ(fdma_select(&params, workspace.data(), bytes, nullptr), FDMA_SUCCESS) << fdma_last_error_message();
+  synchronize(params.device);
 }
 
 std::vector<int64_t> best_keys(int64_t limit, int64_t keep, const std::function<double(int64_t k)>& bias,

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "fdma/types.h"
+#include "fdma/select.h"
 
 namespace fdma::test {
 
@@ -30,6 +30,9 @@ struct SelectionName {
     return std::get<0>(info.param).name;
   }
 };
+
+// Asks for support, then for scratch, selects and waits for the device. Any status but success fails the test.
+void select_and_wait(const fdma_select_params& params);
 
 // The `keep` keys before `limit` that one query keeps, in rising order, straight from the definition.
 std::vector<int64_t> best_keys(int64_t limit, int64_t keep, const std::function<double(int64_t k)>& bias,
