@@ -142,10 +142,17 @@ class Row {
     return chunk * kKeys + warp() * kWarpKeys + pass * kPassKeys + lane() * kLaneKeys;
   }
 
-  FDMA_DEVICE T fetch(int k) const {
-    if (k >= limit_) return K::value_of(lowest() - 1);
-    if (p_.key_mask != nullptr && !is_visible(p_, b_ * p_.key_mask_stride + k)) return K::value_of(lowest() - 1);
-    return source_[k];
+  // Keys one by one: at the end of a row, of rows that are not aligned, and under a key mask. A call, since inlined
+  // into sixteen passes it takes the compiler minutes.
+  __device__ __noinline__ static K load_one_by_one(const SelectRowsParams& p, const T* source, int64_t mask_row, int k,
+                                                   int limit) {
+    K keys;
+#pragma unroll
+    for (int e = 0; e < kLaneKeys; ++e) {
+      const bool visible = k + e < limit && (p.key_mask == nullptr || is_visible(p, mask_row + k + e));
+      keys.set(e, visible ? source[k + e] : K::value_of(lowest() - 1));
+    }
+    return keys;
   }
 
   FDMA_DEVICE void load(int chunk) {
@@ -157,8 +164,7 @@ class Row {
       if (p_.vector_rows && p_.key_mask == nullptr && k + kLaneKeys <= limit_) {
         keys_[pass].load(source_ + k);
       } else {
-#pragma unroll
-        for (int e = 0; e < kLaneKeys; ++e) keys_[pass].set(e, fetch(k + e));
+        keys_[pass] = load_one_by_one(p_, source_, b_ * p_.key_mask_stride, k, limit_);
       }
     }
   }
