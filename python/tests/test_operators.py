@@ -83,7 +83,7 @@ def results(function: Callable[..., Any], *arguments: torch.Tensor, **options: A
     """Outputs and gradients of all arguments that need one."""
     outputs = function(*arguments, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    leaves = [tensor for tensor in arguments if tensor is not None and tensor.requires_grad]
+    leaves = [tensor for tensor in arguments if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
     weights = [torch.linspace(0, 1, output.numel()).view_as(output).to(output) for output in outputs]
     return (*outputs, *torch.autograd.grad(outputs, leaves, weights))
 
