@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -293,3 +296,39 @@ def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--workloads", "dense"])
     assert "got dense; accepted are dense-causal" in capsys.readouterr().err
+
+
+TUNING = """
+from benchmarks import tune_triton as tune
+from benchmarks.timing import CpuTimer
+from benchmarks.workloads import Inputs, Workload
+
+workload = Workload("tiny", 1, 64, 2, 2, 64, dtype="float32", device="cpu", bias="random", mask="topk", keep=16)
+inputs = Inputs(workload)
+failures = tune.compile_tiles(workload, {kernel: tiles[0] for kernel, tiles in tune.candidates_of(workload).items()})
+assert set(failures.values()) == {None}, failures
+tune.CANDIDATES[64, True] = {kernel: tiles[:1] for kernel, tiles in tune.CANDIDATES[64, True].items()}
+tune.SECONDS = 0.0
+best = tune.Configs(*(tune.measure(kernel, inputs, failures, CpuTimer()) for kernel in tune.Configs._fields))
+print(tune.line_of(workload, best))
+"""
+
+
+def test_tuning_of_triton_in_its_interpreter():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-c", TUNING]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stderr
+    *times, line = done.stdout.splitlines()
+    assert len(times) == 3 and all(" ms" in text for text in times)
+    assert line.startswith("64: with mask or bias: Configs(Config(128, 64, 4, 2), ")
+
+
+def test_tuning_tries_at_most_ten_tiles_of_each_kernel():
+    configs = pytest.importorskip("flash_dmattn.triton_kernels.configs")
+    from benchmarks.tune_triton import CANDIDATES
+
+    for (block_d, has_scores), kernels in CANDIDATES.items():
+        for kernel, tiles in kernels.items():
+            assert len(set(tiles)) == len(tiles) <= 10
+            assert tuple(getattr(configs._LARGE[block_d][has_scores], kernel)) in tiles

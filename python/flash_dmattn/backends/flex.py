@@ -175,19 +175,22 @@ def _without_gradient_of_dead_rows(lse: torch.Tensor) -> torch.Tensor:
     return lse.masked_fill(lse == -torch.inf, -torch.inf)
 
 
-def _reader(tensor: torch.Tensor, dims: str, group: int) -> Callable[..., torch.Tensor]:
+def _reader(tensor: torch.Tensor, dims: str, heads: int, group: int) -> Callable[..., torch.Tensor]:
     """Function of (batch, head, query, key) indices that reads a mask or bias at them.
 
     Broadcast dimensions are left out of the index, rather than expanded: so is the gradient that autograd makes of it,
     which then has the tensor's own size.
     """
-    view = tensor.squeeze() if dims else tensor.reshape(1)
+    if not dims:
+        # One number for all: kernels do not compile with an index that is no block of any tile.
+        tensor, dims = tensor.reshape(1, 1, 1, 1).expand(1, heads, 1, 1).contiguous(), "H"
+    view = tensor.squeeze() if tensor.numel() > 1 else tensor.reshape(1)
     # FlexAttention's kernels compute with 32-bit indices unless its own tensors, not those captured here, need more.
     wide = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) >= 2**31
 
     def read(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         at = {"B": b, "H": h, "G": h // group, "Q": q, "K": k}
-        index = tuple(at[dim] for dim in dims) or (b * 0,)
+        index = tuple(at[dim] for dim in dims)
         return view[tuple(i.long() for i in index) if wide else index]
 
     return read
@@ -212,7 +215,7 @@ def _attend(
     group = form.heads // form.heads_kv
     score_mod = None
     if attn_bias is not None:
-        read_bias = _reader(attn_bias, form.bias, group)
+        read_bias = _reader(attn_bias, form.bias, form.heads, group)
 
         def score_mod(
             score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor
@@ -227,6 +230,7 @@ def _attend(
         block_mask=_block_mask(form, query.shape[1], key.shape[1], attn_mask, diagonal, query.device),
         scale=form.scale,
         enable_gqa=group > 1,
+        kernel_options=_kernel_options(form) if query.is_cuda else None,
         **(_lse_request() if form.return_lse else {}),
     )
     if not form.return_lse:
@@ -235,6 +239,18 @@ def _attend(
     if not isinstance(lse, torch.Tensor):
         lse = lse.lse
     return out.transpose(1, 2).contiguous(), _without_gradient_of_dead_rows(lse)
+
+
+def _kernel_options(form: CallForm) -> Dict[str, Any]:
+    """What FlexAttention's choice of kernels and tiles does not take into account.
+
+    Its kernel for few queries cannot read every mask or bias. Tiles of a mask or bias are staged in shared memory as
+    keys and values are, and the three stages of its default tiles then need more of it than there is.
+    """
+    options: Dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if form.mask is not None or form.bias is not None:
+        options["num_stages"] = 2
+    return options
 
 
 def _lse_request() -> Dict[str, Any]:
@@ -263,7 +279,7 @@ def _block_mask(
     if attn_mask is None and not form.is_causal:
         return None
     group = form.heads // form.heads_kv
-    read_mask = None if attn_mask is None else _reader(attn_mask, form.mask, group)
+    read_mask = None if attn_mask is None else _reader(attn_mask, form.mask, form.heads, group)
 
     def in_time(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return k <= (q if diagonal is None else q + diagonal)

@@ -13,7 +13,9 @@ from flash_dmattn.triton_kernels.query_gradient import query_gradient_kernel
 from flash_dmattn.triton_kernels.row_statistics import row_dot_kernel
 
 _MIN_BLOCK_D = 16  # the smallest extent of a product
-_BIAS_STEP = 16  # keys: as wide as a load gets, of the narrowest bias
+# Elements in which strides may be counted: of 16 bits, 8 are the widest load, and 2 the narrowest that is made ahead.
+_STEPS = (8, 2, 1)
+_MASK_STEPS = (16, 2, 1)
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -44,6 +46,8 @@ def pack_mask(attn_mask: torch.Tensor, len_q: int, len_k: int, is_causal: bool) 
     words = torch.empty((batch, heads, rows, word_count), dtype=torch.int32, device=attn_mask.device)
     group_count = triton.cdiv(rows, GROUP_ROWS.value)
     alive = torch.empty((batch, heads, group_count, word_count // 2), dtype=torch.uint8, device=attn_mask.device)
+    strides = _broadcast_strides(attn_mask)
+    step = _common_step((len_k, *strides[:3]), _MASK_STEPS)
     block_rows, block_words = (64, 16) if is_interpreted() else (8, 16)
     grid = batch * heads * triton.cdiv(rows, block_rows) * triton.cdiv(word_count, block_words)
     if grid:
@@ -51,12 +55,14 @@ def pack_mask(attn_mask: torch.Tensor, len_q: int, len_k: int, is_causal: bool) 
             attn_mask.view(_INTEGER_OF_SIZE[attn_mask.element_size()]),
             words,
             alive,
-            *_broadcast_strides(attn_mask),
+            *(stride // step for stride in strides[:3]),
+            strides[3],
             heads,
             rows,
             len_k,
             word_count,
             _diagonal(len_q, len_k, is_causal and rows == len_q),
+            STEP=step,
             IS_FLOAT=attn_mask.is_floating_point(),
             ROWS=block_rows,
             WORDS=block_words,
@@ -133,6 +139,7 @@ def attention_forward(
     packed_mask = None if attn_mask is None else pack_mask(attn_mask, len_q, len_k, is_causal)
     config = _find_configs(query, packed_mask, attn_bias).forward
     lists = TileLists.of(packed_mask, len_q, len_k, is_causal, config, by_keys=False)
+    head_strides, heads_step = _head_strides(query, key, value, out)
     grid = batch * heads * triton.cdiv(len_q, config.block_m)
     if grid:
         attention_forward_kernel[(grid,)](
@@ -143,15 +150,14 @@ def attention_forward(
             attn_bias,
             out,
             lse,
-            *_strides3(query),
-            *_strides3(key),
-            *_strides3(value),
-            *_strides3(out),
+            *head_strides,
             *_mask_strides(packed_mask, lists),
-            *_score_strides(attn_bias),
-            scale,
+            *_score_strides(attn_bias, _bias_step(attn_bias, len_k)),
+            abs(scale),
             *_extents(query, key, packed_mask, attn_bias, is_causal),
             **_shared_arguments(query, key, packed_mask, attn_bias),
+            HEADS_STEP=heads_step,
+            SCALE_IS_NEGATIVE=scale < 0,
             **_launch(config),
         )
     return out, lse, packed_mask
@@ -211,6 +217,10 @@ class _BackwardCall:
         self.scale = scale
         self.is_causal = is_causal
         self.configs = _find_configs(self.query, self.packed_mask, self.attn_bias)
+        self.head_strides, heads_step = _head_strides(self.query, self.key, self.value, self.grad_out)
+        self.bias_step = _bias_step(self.attn_bias, self.key.shape[1])
+        self.shared = _shared_arguments(self.query, self.key, self.packed_mask, self.attn_bias)
+        self.shared["HEADS_STEP"] = heads_step
 
     def key_gradients(
         self, needs_keys: bool, bias_sum: Optional[torch.Tensor]
@@ -227,9 +237,9 @@ class _BackwardCall:
                 *grads,
                 bias_sum,
                 *strides,
-                *_score_strides(bias_sum)[:2],
+                *_score_strides(bias_sum, self.bias_step)[:2],
                 *scalars,
-                **_shared_arguments(self.query, self.key, self.packed_mask, self.attn_bias),
+                **self.shared,
                 NEEDS_KEYS=needs_keys,
                 NEEDS_BIAS=bias_sum is not None,
                 **_launch(config),
@@ -249,9 +259,9 @@ class _BackwardCall:
                 grad_query,
                 bias_sum,
                 *strides,
-                *_score_strides(bias_sum),
+                *_score_strides(bias_sum, self.bias_step),
                 *scalars,
-                **_shared_arguments(self.query, self.key, self.packed_mask, self.attn_bias),
+                **self.shared,
                 NEEDS_QUERY=needs_query,
                 NEEDS_BIAS=bias_sum is not None,
                 BIAS_IS_FULL=bias_sum is not None and _is_full(self.query, self.key, self.attn_bias),
@@ -263,13 +273,10 @@ class _BackwardCall:
         """Tensors and strides of what is read, and the scalars."""
         query, key, mask = self.query, self.key, self.packed_mask
         lists = TileLists.of(mask, query.shape[1], key.shape[1], self.is_causal, config, by_keys)
-        heads_like = (query, key, self.value)
-        tensors = (*heads_like, *_mask_tensors(mask, lists), self.attn_bias, self.grad_out, self.lse, self.row_dots)
-        strides = (
-            *(stride for tensor in (*heads_like, self.grad_out) for stride in _strides3(tensor)),
-            *_mask_strides(mask, lists),
-            *_score_strides(self.attn_bias),
-        )
+        mask_tensors = _mask_tensors(mask, lists)
+        tensors = (query, key, self.value, *mask_tensors, self.attn_bias, self.grad_out, self.lse, self.row_dots)
+        bias_strides = _score_strides(self.attn_bias, self.bias_step)
+        strides = (*self.head_strides, *_mask_strides(mask, lists), *bias_strides)
         return tensors, strides, (self.scale, *_extents(query, key, mask, self.attn_bias, self.is_causal))
 
 
@@ -283,6 +290,7 @@ def _row_dots(
     """Sum of `out` times `grad_out` over head_dim, less `grad_lse`: ``(B, H, Lq)``, float32."""
     batch, len_q, heads, head_dim = out.shape
     row_dots = torch.empty_like(lse)
+    head_strides, heads_step = _head_strides(out, grad_out)
     block_m = 64
     grid = batch * heads * triton.cdiv(len_q, block_m)
     if grid:
@@ -292,11 +300,11 @@ def _row_dots(
             lse,
             grad_lse,
             row_dots,
-            *_strides3(out),
-            *_strides3(grad_out),
+            *head_strides,
             *((0, 0, 0) if grad_lse is None else grad_lse.stride()),
             heads,
             len_q,
+            HEADS_STEP=heads_step,
             HEAD_DIM=head_dim,
             BLOCK_D=_block_d(head_dim),
             BLOCK_M=block_m,
@@ -347,8 +355,23 @@ def _diagonal(len_q: int, len_k: int, is_causal: bool) -> int:
     return len_k - len_q if is_causal else len_k
 
 
-def _strides3(tensor: torch.Tensor) -> Sequence[int]:
-    return tensor.stride()[:3]
+def _common_step(numbers: Sequence[int], steps: Sequence[int]) -> int:
+    """Return the first of `steps`, whose last is 1, that divides all numbers."""
+    return next(step for step in steps if not any(number % step for number in numbers))
+
+
+def _head_strides(*tensors: torch.Tensor) -> Tuple[Sequence[int], int]:
+    """Strides of the batch, the length and the heads of each tensor ``(B, L, H, D)``, in steps; and the step."""
+    strides = [stride for tensor in tensors for stride in _broadcast_strides(tensor)[:3]]
+    step = _common_step(strides, _STEPS)
+    return [stride // step for stride in strides], step
+
+
+def _bias_step(bias: Optional[torch.Tensor], len_k: int) -> int:
+    """Step of the strides of a bias, and of its gradient; it divides Lk. 1 for a bias that is the same for all keys."""
+    if bias is None or bias.shape[3] != len_k:
+        return 1
+    return _common_step((len_k, *_broadcast_strides(bias)[:3]), _STEPS)
 
 
 def _broadcast_strides(tensor: torch.Tensor) -> Tuple[int, ...]:
@@ -356,9 +379,9 @@ def _broadcast_strides(tensor: torch.Tensor) -> Tuple[int, ...]:
     return tuple(stride if extent > 1 else 0 for stride, extent in zip(tensor.stride(), tensor.shape))
 
 
-def _score_strides(tensor: Optional[torch.Tensor]) -> Tuple[int, ...]:
-    """Strides of the batch, the heads and the rows of a bias or of the words of a mask; 0 to broadcast."""
-    return (0, 0, 0) if tensor is None else _broadcast_strides(tensor)[:3]
+def _score_strides(tensor: Optional[torch.Tensor], step: int = 1) -> Tuple[int, ...]:
+    """Strides of the batch, the heads and the rows of a bias or of the words of a mask, in steps; 0 to broadcast."""
+    return (0, 0, 0) if tensor is None else tuple(stride // step for stride in _broadcast_strides(tensor)[:3])
 
 
 def _mask_tensors(mask: Optional[PackedMask], lists: Optional[TileLists]) -> Tuple[Optional[torch.Tensor], ...]:
@@ -390,13 +413,12 @@ def _shared_arguments(
     """Compile-time arguments of the kernels that walk tiles."""
     head_dim, len_k = query.shape[3], key.shape[1]
     has_bias = attn_bias is not None
-    by_key = has_bias and attn_bias.shape[3] == len_k
     return {
         "HAS_MASK": packed_mask is not None,
         "HAS_BIAS": has_bias,
         "BIAS_BY_ROW": has_bias and attn_bias.shape[2] == query.shape[1],
-        "BIAS_BY_KEY": by_key,
-        "BIAS_STEP": _BIAS_STEP if by_key and len_k % _BIAS_STEP == 0 else 1,
+        "BIAS_BY_KEY": has_bias and attn_bias.shape[3] == len_k,
+        "BIAS_STEP": _bias_step(attn_bias, len_k),
         "HEAD_DIM": head_dim,
         "BLOCK_D": _block_d(head_dim),
     }

@@ -6,13 +6,15 @@ import triton.language as tl
 from flash_dmattn.triton_kernels.tiles import (
     LN2,
     LOG2E,
-    RUN_TIME_INTEGERS,
+    RUN_TIME_NUMBERS,
     find_tile,
     key_tiles_of_rows,
     load_bias,
     load_heads,
     load_words,
+    mask_of_head,
     mask_visible,
+    rows_of_program,
 )
 
 SMALLEST_SCALE = tl.constexpr(2.0**-100)
@@ -46,6 +48,7 @@ def _forward_steps(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
+    SCALE_IS_NEGATIVE: tl.constexpr,
     EDGE: tl.constexpr,  # whether keys of these tiles may be past len_k or hidden by causality
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -61,6 +64,8 @@ def _forward_steps(
         key_ptrs = key_base + (dims[:, None] + positions[None, :] * stride_kn)
         key = load_heads(key_ptrs, dims[:, None], HEAD_DIM, BLOCK_D)
         scores = tl.dot(query, key, input_precision="ieee")
+        if SCALE_IS_NEGATIVE:
+            scores = -scores
         if HAS_BIAS:
             tile = load_bias(bias, bias_rows[:, None], keys[None, :], bias_end, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
             scores = scores * scale + tile
@@ -85,7 +90,7 @@ def _forward_steps(
     return acc, row_sum, row_max
 
 
-@triton.jit(do_not_specialize=RUN_TIME_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def attention_forward_kernel(
     query,  # (B, Lq, H, D)
     key,  # (B, Lk, H_kv, D)
@@ -115,7 +120,7 @@ def attention_forward_kernel(
     stride_bb,
     stride_bh,
     stride_bm,
-    scale,
+    scale,  # not negative: what SCALE_IS_NEGATIVE says is its sign
     heads,
     heads_kv,
     mask_heads,
@@ -127,53 +132,54 @@ def attention_forward_kernel(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    BIAS_STEP: tl.constexpr,  # a divisor of len_k, for wide loads of the bias
+    BIAS_STEP: tl.constexpr,  # in which strides of the bias are counted; divides len_k
+    HEADS_STEP: tl.constexpr,  # in which strides of (B, L, H, D) are counted
+    SCALE_IS_NEGATIVE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Write `out` and `lse` of BLOCK_M rows of one head."""
-    row_tiles = tl.cdiv(len_q, BLOCK_M)
-    pid = tl.program_id(0)
-    # Last rows first: under causality they take longest.
-    row_tile = row_tiles - 1 - pid % row_tiles
-    first_row = row_tile * BLOCK_M
-    plane = (pid // row_tiles).to(tl.int64)
-    batch = plane // heads
-    head = plane % heads
-    head_kv = head // (heads // heads_kv)
-
-    rows = first_row + tl.arange(0, BLOCK_M)
+    row_tile, plane, batch, head, head_kv, rows = rows_of_program(heads, heads_kv, len_q, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     # Rows past the end repeat the last one and are not stored.
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
-    query_ptrs = query + batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm + dims[None, :]
+    query_ptrs = (
+        query + (batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm) * HEADS_STEP + dims[None, :]
+    )
     query_tile = load_heads(query_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
-    key_base = key + batch * stride_kb + head_kv * stride_kh
-    value_base = value + batch * stride_vb + head_kv * stride_vh
+    key_base = key + (batch * stride_kb + head_kv * stride_kh) * HEADS_STEP
+    value_base = value + (batch * stride_vb + head_kv * stride_vh) * HEADS_STEP
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
-        mask_head = head // (heads // mask_heads)
-        words += batch * stride_wb + mask_head * stride_wh
+        words, tiles, tile_counts = mask_of_head(
+            words,
+            tiles,
+            tile_counts,
+            batch,
+            head // (heads // mask_heads),
+            row_tile,
+            tl.cdiv(len_q, BLOCK_M),
+            tl.cdiv(len_k, BLOCK_N),
+            stride_wb,
+            stride_wh,
+            stride_tb,
+        )
         word_rows = positions * stride_wm
-        tile_list = batch * stride_tb + mask_head * row_tiles + row_tile
-        tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
-        tile_counts += tile_list * 2
     if HAS_BIAS:
-        bias += batch * stride_bb + head // (heads // bias_heads) * stride_bh
-        bias_rows = positions * stride_bm
+        bias += (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
+        bias_rows = positions * stride_bm * BIAS_STEP
         unit = 1.0
     else:
         # Scores stay products of query and key: their maximum is that of the scaled ones where the scale is positive.
-        query_tile = tl.where(scale < 0.0, -query_tile, query_tile)
-        unit = tl.maximum(tl.abs(scale), SMALLEST_SCALE)
+        unit = tl.maximum(scale, SMALLEST_SCALE)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     row_max = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
-    full_end, end = key_tiles_of_rows(tile_counts, first_row, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
+    full_end, end = key_tiles_of_rows(tile_counts, row_tile * BLOCK_M, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
     for part in tl.static_range(2):
         acc, row_sum, row_max = _forward_steps(
             acc,
@@ -190,8 +196,8 @@ def attention_forward_kernel(
             rows,
             0 if part == 0 else full_end,
             full_end if part == 0 else end,
-            stride_kn,
-            stride_vn,
+            stride_kn.to(tl.int64) * HEADS_STEP,
+            stride_vn.to(tl.int64) * HEADS_STEP,
             scale,
             unit * LOG2E,
             len_k,
@@ -201,6 +207,7 @@ def attention_forward_kernel(
             HAS_BIAS,
             BIAS_BY_ROW,
             BIAS_BY_KEY,
+            SCALE_IS_NEGATIVE,
             part == 1,
             HEAD_DIM,
             BLOCK_D,
@@ -211,7 +218,9 @@ def attention_forward_kernel(
     row_sum = tl.where(dead, 1.0, row_sum)
     acc = acc / row_sum[:, None]
     inside = rows < len_q
-    out_ptrs = out + batch * stride_ob + head * stride_oh + positions[:, None] * stride_om + dims[None, :]
+    out_ptrs = (
+        out + (batch * stride_ob + head * stride_oh + positions[:, None] * stride_om) * HEADS_STEP + dims[None, :]
+    )
     tl.store(out_ptrs, acc.to(out.dtype.element_ty), mask=inside[:, None] & (dims < HEAD_DIM)[None, :])
     row_lse = tl.where(dead, -float("inf"), row_max * unit + tl.log2(row_sum) * LN2)
     tl.store(lse + plane * len_q + rows, row_lse, mask=inside)

@@ -9,11 +9,12 @@ import triton.language as tl
 
 from flash_dmattn.triton_kernels.row_statistics import load_row_statistics, probabilities_of
 from flash_dmattn.triton_kernels.tiles import (
-    RUN_TIME_INTEGERS,
+    RUN_TIME_NUMBERS,
     find_tile,
     load_bias,
     load_heads,
     load_words,
+    mask_of_head,
     mask_visible,
     row_tiles_of_keys,
 )
@@ -58,7 +59,7 @@ def _key_gradient_steps(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Add what the tiles of rows [first_index, end_index) contribute. Tiles of scores are (keys, rows)."""
+    """Add what the tiles of rows [first_index, end_index) contribute; `grad_bias` is to be summed over its rows yet."""
     dims = tl.arange(0, BLOCK_D)
     for index in range(first_index, end_index):
         rows = find_tile(tiles, index, HAS_MASK) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -66,33 +67,34 @@ def _key_gradient_steps(
         query_ptrs = query_base + (positions[:, None] * stride_qm + dims[None, :])
         query = load_heads(query_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
         row_lse, row_dot = load_row_statistics(lse, row_dots, rows, len_q)
-        scores = tl.dot(key, tl.trans(query), input_precision="ieee")
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         if HAS_BIAS:
-            bias_rows = (positions * stride_bm)[None, :]
-            tile = load_bias(bias, bias_rows, keys[:, None], bias_end, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
+            bias_rows = (positions * stride_bm)[:, None]
+            tile = load_bias(bias, bias_rows, keys[None, :], bias_end, BIAS_BY_ROW, BIAS_BY_KEY, EDGE)
             scores = scores * scale + tile
-        probabilities = probabilities_of(scores, row_lse[None, :], scale, HAS_BIAS)
+        probabilities = probabilities_of(scores, row_lse[:, None], scale, HAS_BIAS)
         if HAS_MASK:
             low, high = load_words(words, positions * stride_wm, first_key, BLOCK_N)
-            visible = mask_visible(low[None, :], high[None, :], tl.arange(0, BLOCK_N)[:, None], BLOCK_N)
+            visible = mask_visible(low[:, None], high[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N)
             probabilities = tl.where(visible, probabilities, 0.0)
         if EDGE:
-            inside = (keys[:, None] < len_k) & (keys[:, None] <= rows[None, :] + diagonal)
+            inside = (keys[None, :] < len_k) & (keys[None, :] <= rows[:, None] + diagonal)
             probabilities = tl.where(inside, probabilities, 0.0)
         grad_out_ptrs = grad_out_base + (positions[:, None] * stride_gm + dims[None, :])
         grad_out = load_heads(grad_out_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
         if NEEDS_KEYS:
-            grad_value = tl.dot(probabilities.to(grad_out.dtype), grad_out, grad_value, input_precision="ieee")
-        grad_probabilities = tl.dot(value, tl.trans(grad_out), input_precision="ieee")
-        grad_scores = probabilities * (grad_probabilities - row_dot[None, :])
+            weights = tl.trans(probabilities.to(grad_out.dtype))
+            grad_value = tl.dot(weights, grad_out, grad_value, input_precision="ieee")
+        grad_probabilities = tl.dot(grad_out, tl.trans(value), input_precision="ieee")
+        grad_scores = probabilities * (grad_probabilities - row_dot[:, None])
         if NEEDS_KEYS:
-            grad_key = tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision="ieee")
+            grad_key = tl.dot(tl.trans(grad_scores.to(query.dtype)), query, grad_key, input_precision="ieee")
         if NEEDS_BIAS:
-            grad_bias += tl.sum(grad_scores, axis=1)
+            grad_bias += grad_scores
     return grad_key, grad_value, grad_bias
 
 
-@triton.jit(do_not_specialize=RUN_TIME_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def key_gradient_kernel(
     query,  # (B, Lq, H, D)
     key,  # (B, Lk, H_kv, D)
@@ -140,7 +142,8 @@ def key_gradient_kernel(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    BIAS_STEP: tl.constexpr,  # a divisor of len_k, for wide loads of the bias
+    BIAS_STEP: tl.constexpr,  # in which strides of the bias are counted; divides len_k
+    HEADS_STEP: tl.constexpr,  # in which strides of (B, L, H, D) are counted
     NEEDS_KEYS: tl.constexpr,  # grad_key and grad_value
     NEEDS_BIAS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -162,10 +165,10 @@ def key_gradient_kernel(
     keys = first_key + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
     positions = tl.minimum(keys, len_k - 1).to(tl.int64)[:, None]
-    key_ptrs = key + batch * stride_kb + head_kv * stride_kh + positions * stride_kn + dims[None, :]
-    key_rows = load_heads(key_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
-    value_ptrs = value + batch * stride_vb + head_kv * stride_vh + positions * stride_vn + dims[None, :]
-    value_rows = load_heads(value_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
+    key_offsets = (batch * stride_kb + head_kv * stride_kh + positions * stride_kn) * HEADS_STEP
+    key_rows = load_heads(key + key_offsets + dims[None, :], dims[None, :], HEAD_DIM, BLOCK_D)
+    value_offsets = (batch * stride_vb + head_kv * stride_vh + positions * stride_vn) * HEADS_STEP
+    value_rows = load_heads(value + value_offsets + dims[None, :], dims[None, :], HEAD_DIM, BLOCK_D)
 
     key_sum = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     value_sum = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
@@ -175,15 +178,24 @@ def key_gradient_kernel(
         head_words = words
         head_bias = bias
         if HAS_MASK:
-            mask_head = head // (heads // mask_heads)
-            head_words = words + batch * stride_wb + mask_head * stride_wh
-            tile_list = batch * stride_tb + mask_head * key_tiles + key_tile
-            head_tiles = tiles + tile_list * tl.cdiv(len_q, BLOCK_M)
-            head_counts = tile_counts + tile_list * 2
+            head_words, head_tiles, head_counts = mask_of_head(
+                words,
+                tiles,
+                tile_counts,
+                batch,
+                head // (heads // mask_heads),
+                key_tile,
+                key_tiles,
+                tl.cdiv(len_q, BLOCK_M),
+                stride_wb,
+                stride_wh,
+                stride_tb,
+            )
         if HAS_BIAS:
-            head_bias = bias + batch * stride_bb + head // (heads // bias_heads) * stride_bh
+            head_bias = bias + (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
         statistics = (batch * heads + head) * len_q
-        bias_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
+        # Summed over rows once, at the end: in each step that would take as long as a product.
+        bias_sum = tl.zeros([BLOCK_M, BLOCK_N] if NEEDS_BIAS else [1, 1], dtype=tl.float32)
         first, first_full, end = row_tiles_of_keys(
             head_counts, first_key, len_q, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N
         )
@@ -194,8 +206,8 @@ def key_gradient_kernel(
                 bias_sum,
                 key_rows,
                 value_rows,
-                query + batch * stride_qb + head * stride_qh,
-                grad_out + batch * stride_gb + head * stride_gh,
+                query + (batch * stride_qb + head * stride_qh) * HEADS_STEP,
+                grad_out + (batch * stride_gb + head * stride_gh) * HEADS_STEP,
                 lse + statistics,
                 row_dots + statistics,
                 head_tiles,
@@ -205,10 +217,10 @@ def key_gradient_kernel(
                 first_key,
                 first if part == 0 else first_full,
                 first_full if part == 0 else end,
-                stride_qm,
-                stride_gm,
+                stride_qm.to(tl.int64) * HEADS_STEP,
+                stride_gm.to(tl.int64) * HEADS_STEP,
                 stride_wm,
-                stride_bm,
+                stride_bm.to(tl.int64) * BIAS_STEP,
                 scale,
                 len_q,
                 len_k,
@@ -228,8 +240,8 @@ def key_gradient_kernel(
             )
         if NEEDS_BIAS:
             bias_head = head // (heads // bias_heads)
-            grad_bias_ptrs = grad_bias + batch * stride_dbb + bias_head * stride_dbh + keys
-            tl.atomic_add(grad_bias_ptrs, bias_sum, mask=keys < len_k, sem="relaxed")
+            grad_bias_ptrs = grad_bias + (batch * stride_dbb + bias_head * stride_dbh) * BIAS_STEP + keys
+            tl.atomic_add(grad_bias_ptrs, tl.sum(bias_sum, axis=0), mask=keys < len_k, sem="relaxed")
 
     if NEEDS_KEYS:
         offsets = ((batch * len_k + positions) * heads_kv + head_kv) * HEAD_DIM + dims[None, :]

@@ -13,7 +13,18 @@ GROUP_ROWS = tl.constexpr(8)
 """Rows to a group: of GROUP_ROWS rows by WORD_KEYS keys it is noted whether any score is visible."""
 
 
-@triton.jit(do_not_specialize=["mask_heads", "row_count", "key_count", "word_count", "diagonal"])
+@triton.jit(
+    do_not_specialize=[
+        "stride_b",
+        "stride_h",
+        "stride_m",
+        "mask_heads",
+        "row_count",
+        "key_count",
+        "word_count",
+        "diagonal",
+    ]
+)
 def pack_mask_kernel(
     mask,  # integers; floating masks come as the integers of their bits
     words,  # (batch, mask_heads, rows, word_count) of 32 keys, contiguous
@@ -27,6 +38,7 @@ def pack_mask_kernel(
     key_count,
     word_count,
     diagonal,  # row r sees keys up to r + diagonal
+    STEP: tl.constexpr,  # in which strides but that of keys are counted; divides key_count
     IS_FLOAT: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
@@ -43,15 +55,18 @@ def pack_mask_kernel(
     keys = word_start * 32 + tl.arange(0, WORDS * 32)
     positions = word_start + tl.arange(0, WORDS)
     row_inside = rows < row_count
-    # What causality hides is not read: half of a square mask.
-    inside = row_inside[:, None] & (keys < key_count)[None, :] & (keys[None, :] <= rows[:, None] + diagonal)
-    plane_offset = (plane // mask_heads) * stride_b + (plane % mask_heads) * stride_h
-    offsets = rows.to(tl.int64)[:, None] * stride_m + keys.to(tl.int64)[None, :] * stride_n
+    last_keys = rows[:, None] + diagonal
+    # What causality hides is not read: half of a square mask. Conditions change every STEP keys, for wide loads.
+    inside = row_inside[:, None] & (keys < key_count // STEP * STEP)[None, :]
+    inside = inside & ((keys // STEP * STEP)[None, :] <= last_keys)
+    plane_offset = ((plane // mask_heads) * stride_b + (plane % mask_heads) * stride_h) * STEP
+    offsets = rows.to(tl.int64)[:, None] * stride_m * STEP + keys.to(tl.int64)[None, :] * stride_n
     scores = tl.load(mask + plane_offset + offsets, mask=inside, other=0)
     if IS_FLOAT:
         # Without the sign bit, so that -0.0 hides; as integers, so that the smallest numbers are not flushed to 0.
         scores = scores << 1
-    shown = tl.reshape((scores != 0).to(tl.int32), (ROWS, WORDS, 32))
+    shown = (scores != 0) & (keys[None, :] <= last_keys)
+    shown = tl.reshape(shown.to(tl.int32), (ROWS, WORDS, 32))
     packed = tl.sum(shown << tl.arange(0, 32)[None, None, :], axis=2)
     word_offsets = (plane * row_count + rows)[:, None] * word_count + positions[None, :]
     tl.store(words + word_offsets, packed, mask=row_inside[:, None] & (positions < word_count)[None, :])

@@ -5,13 +5,15 @@ import triton.language as tl
 
 from flash_dmattn.triton_kernels.row_statistics import load_row_statistics, probabilities_of
 from flash_dmattn.triton_kernels.tiles import (
-    RUN_TIME_INTEGERS,
+    RUN_TIME_NUMBERS,
     find_tile,
     key_tiles_of_rows,
     load_bias,
     load_heads,
     load_words,
+    mask_of_head,
     mask_visible,
+    rows_of_program,
 )
 
 
@@ -98,7 +100,7 @@ def _query_gradient_steps(
     return grad_query, grad_bias_sum
 
 
-@triton.jit(do_not_specialize=RUN_TIME_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def query_gradient_kernel(
     query,  # (B, Lq, H, D)
     key,  # (B, Lk, H_kv, D)
@@ -146,7 +148,8 @@ def query_gradient_kernel(
     HAS_BIAS: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
-    BIAS_STEP: tl.constexpr,  # a divisor of len_k, for wide loads of the bias
+    BIAS_STEP: tl.constexpr,  # in which strides of the bias are counted; divides len_k
+    HEADS_STEP: tl.constexpr,  # in which strides of (B, L, H, D) are counted
     NEEDS_QUERY: tl.constexpr,
     NEEDS_BIAS: tl.constexpr,
     BIAS_IS_FULL: tl.constexpr,  # each element of the bias belongs to one score
@@ -156,44 +159,46 @@ def query_gradient_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Write the gradients of BLOCK_M rows of one head."""
-    row_tiles = tl.cdiv(len_q, BLOCK_M)
-    pid = tl.program_id(0)
-    # Last rows first: under causality they take longest.
-    row_tile = row_tiles - 1 - pid % row_tiles
-    first_row = row_tile * BLOCK_M
-    plane = (pid // row_tiles).to(tl.int64)
-    batch = plane // heads
-    head = plane % heads
-    head_kv = head // (heads // heads_kv)
-
-    rows = first_row + tl.arange(0, BLOCK_M)
+    row_tile, plane, batch, head, head_kv, rows = rows_of_program(heads, heads_kv, len_q, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)
-    query_ptrs = query + batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm + dims[None, :]
+    query_ptrs = (
+        query + (batch * stride_qb + head * stride_qh + positions[:, None] * stride_qm) * HEADS_STEP + dims[None, :]
+    )
     query_tile = load_heads(query_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
-    grad_out_ptrs = grad_out + batch * stride_gb + head * stride_gh + positions[:, None] * stride_gm + dims[None, :]
+    grad_out_ptrs = (
+        grad_out + (batch * stride_gb + head * stride_gh + positions[:, None] * stride_gm) * HEADS_STEP + dims[None, :]
+    )
     grad_out_tile = load_heads(grad_out_ptrs, dims[None, :], HEAD_DIM, BLOCK_D)
     row_lse, row_dot = load_row_statistics(lse + plane * len_q, row_dots + plane * len_q, rows, len_q)
-    key_base = key + batch * stride_kb + head_kv * stride_kh
-    value_base = value + batch * stride_vb + head_kv * stride_vh
+    key_base = key + (batch * stride_kb + head_kv * stride_kh) * HEADS_STEP
+    value_base = value + (batch * stride_vb + head_kv * stride_vh) * HEADS_STEP
     word_rows = positions
     bias_rows = positions
     if HAS_MASK:
-        mask_head = head // (heads // mask_heads)
-        words += batch * stride_wb + mask_head * stride_wh
+        words, tiles, tile_counts = mask_of_head(
+            words,
+            tiles,
+            tile_counts,
+            batch,
+            head // (heads // mask_heads),
+            row_tile,
+            tl.cdiv(len_q, BLOCK_M),
+            tl.cdiv(len_k, BLOCK_N),
+            stride_wb,
+            stride_wh,
+            stride_tb,
+        )
         word_rows = positions * stride_wm
-        tile_list = batch * stride_tb + mask_head * row_tiles + row_tile
-        tiles += tile_list * tl.cdiv(len_k, BLOCK_N)
-        tile_counts += tile_list * 2
     if HAS_BIAS:
-        bias += batch * stride_bb + head // (heads // bias_heads) * stride_bh
-        bias_rows = positions * stride_bm
+        bias += (batch * stride_bb + head // (heads // bias_heads) * stride_bh) * BIAS_STEP
+        bias_rows = positions * stride_bm * BIAS_STEP
     if NEEDS_BIAS:
-        grad_bias += batch * stride_dbb + head // (heads // bias_heads) * stride_dbh
+        grad_bias += (batch * stride_dbb + head // (heads // bias_heads) * stride_dbh) * BIAS_STEP
 
     query_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     bias_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-    full_end, end = key_tiles_of_rows(tile_counts, first_row, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
+    full_end, end = key_tiles_of_rows(tile_counts, row_tile * BLOCK_M, len_k, diagonal, HAS_MASK, BLOCK_M, BLOCK_N)
     for part in tl.static_range(2):
         query_sum, bias_sum = _query_gradient_steps(
             query_sum,
@@ -210,12 +215,12 @@ def query_gradient_kernel(
             grad_bias,
             word_rows,
             bias_rows,
-            positions * stride_dbm,
+            positions * stride_dbm * BIAS_STEP,
             rows,
             0 if part == 0 else full_end,
             full_end if part == 0 else end,
-            stride_kn,
-            stride_vn,
+            stride_kn.to(tl.int64) * HEADS_STEP,
+            stride_vn.to(tl.int64) * HEADS_STEP,
             scale,
             len_q,
             len_k,
@@ -241,6 +246,6 @@ def query_gradient_kernel(
         tl.store(grad_query + offsets, (query_sum * scale).to(grad_query.dtype.element_ty), mask=store_mask)
     if NEEDS_BIAS and not BIAS_BY_KEY:
         if BIAS_BY_ROW:
-            tl.atomic_add(grad_bias + positions * stride_dbm, bias_sum, mask=inside, sem="relaxed")
+            tl.atomic_add(grad_bias + positions * stride_dbm * BIAS_STEP, bias_sum, mask=inside, sem="relaxed")
         else:
             tl.atomic_add(grad_bias, tl.sum(bias_sum, axis=0), sem="relaxed")

@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from flash_dmattn.triton_kernels.tiles import LOG2E, load_heads
+from flash_dmattn.triton_kernels.tiles import LOG2E, RUN_TIME_NUMBERS, load_heads
 
 
-@triton.jit(do_not_specialize=["stride_lb", "stride_lh", "stride_lm", "heads", "len_q"])
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def row_dot_kernel(
     out,  # (B, Lq, H, D)
     grad_out,  # (B, Lq, H, D)
@@ -24,6 +24,7 @@ def row_dot_kernel(
     stride_lm,
     heads,
     len_q,
+    HEADS_STEP: tl.constexpr,  # in which strides of (B, L, H, D) are counted
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -41,10 +42,9 @@ def row_dot_kernel(
     rows = pid % row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)[None, :]
     positions = tl.minimum(rows, len_q - 1).to(tl.int64)[:, None]
-    out_tile = load_heads(
-        out + batch * stride_ob + head * stride_oh + positions * stride_om + dims, dims, HEAD_DIM, BLOCK_D
-    )
-    grad_ptrs = grad_out + batch * stride_gb + head * stride_gh + positions * stride_gm + dims
+    out_ptrs = out + (batch * stride_ob + head * stride_oh + positions * stride_om) * HEADS_STEP + dims
+    out_tile = load_heads(out_ptrs, dims, HEAD_DIM, BLOCK_D)
+    grad_ptrs = grad_out + (batch * stride_gb + head * stride_gh + positions * stride_gm) * HEADS_STEP + dims
     grad_tile = load_heads(grad_ptrs, dims, HEAD_DIM, BLOCK_D)
     sums = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), axis=1)
     inside = rows < len_q

@@ -7,10 +7,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 WORD_KEYS = tl.constexpr(64)
 """Keys to a word of the packed mask."""
-RUN_TIME_INTEGERS = [
-    "stride_wb",
-    "stride_wh",
-    "stride_wm",
+RUN_TIME_NUMBERS = [
+    *(f"stride_{tensor}{dim}" for tensor in ("q", "o", "g") for dim in "bmh"),
+    *(f"stride_{tensor}{dim}" for tensor in ("k", "v") for dim in "bnh"),
+    *(f"stride_{tensor}{dim}" for tensor in ("w", "b", "db", "l") for dim in "bhm"),
     "stride_tb",
     "scale",
     "heads",
@@ -21,7 +21,7 @@ RUN_TIME_INTEGERS = [
     "len_k",
     "diagonal",
 ]
-"""Arguments of the kernels that walk tiles for whose values nothing is compiled anew. Other strides tell alignment."""
+"""Arguments for whose values nothing is compiled anew. Compile-time steps, which divide strides, tell alignment."""
 
 
 @triton.jit
@@ -77,6 +77,47 @@ def mask_visible(low, high, columns, BLOCK_N: tl.constexpr):
     if BLOCK_N > 32:
         half = tl.where(columns % WORD_KEYS < 32, half, (word >> 32).to(tl.int32))
     return (half & (1 << (columns % 32))) != 0
+
+
+@triton.jit
+def rows_of_program(heads, heads_kv, len_q, BLOCK_M: tl.constexpr):
+    """Return what a program of BLOCK_M rows works on: its tile, plane, batch, head and kv head, and its rows.
+
+    Last rows first: under causality they take longest.
+    """
+    row_tiles = tl.cdiv(len_q, BLOCK_M)
+    pid = tl.program_id(0)
+    row_tile = row_tiles - 1 - pid % row_tiles
+    plane = (pid // row_tiles).to(tl.int64)
+    head = plane % heads
+    return (
+        row_tile,
+        plane,
+        plane // heads,
+        head,
+        head // (heads // heads_kv),
+        row_tile * BLOCK_M + tl.arange(0, BLOCK_M),
+    )
+
+
+@triton.jit
+def mask_of_head(
+    words,
+    tiles,
+    tile_counts,
+    batch,
+    mask_head,
+    outer_tile,
+    outer_tiles,
+    inner_tiles,
+    stride_wb,
+    stride_wh,
+    stride_tb,
+):
+    """Return the words of a head of the mask, and the list of tiles of one outer tile, with its counts."""
+    tile_list = batch * stride_tb + mask_head * outer_tiles + outer_tile
+    words += batch * stride_wb + mask_head * stride_wh
+    return words, tiles + tile_list * inner_tiles, tile_counts + tile_list * 2
 
 
 @triton.jit
