@@ -140,8 +140,7 @@ class DynamicMask:
         if key_padding_mask is not None and not isinstance(key_padding_mask, torch.Tensor):
             raise TypeError(not_a_tensor("key_padding_mask", key_padding_mask, " or None"))
         if cu_seqlens_k is not None:
-            inside = _keys_of_sequences(cu_seqlens_k, bias)
-            key_padding_mask = inside if key_padding_mask is None else inside & (key_padding_mask != 0)
+            key_padding_mask = _keys_of_sequences(cu_seqlens_k, bias, key_padding_mask)
         if key_padding_mask is not None and bias.shape[0] == 1:
             bias = bias.expand(key_padding_mask.shape[0], -1, -1)
         lists = select(bias, keep, key_padding_mask, is_causal)
@@ -275,8 +274,8 @@ def _key_bias(attn_bias: Any) -> torch.Tensor:
     return attn_bias.detach()[:, :, 0]
 
 
-def _keys_of_sequences(cu_seqlens_k: Any, bias: torch.Tensor) -> torch.Tensor:
-    """Bools ``(B, Lk)``: whether a key lies inside its sequence."""
+def _keys_of_sequences(cu_seqlens_k: Any, bias: torch.Tensor, key_padding_mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """Bools ``(B, Lk)``: whether a key lies inside its sequence and `key_padding_mask`, where given, is not zero."""
     if not isinstance(cu_seqlens_k, torch.Tensor):
         raise TypeError(not_a_tensor("cu_seqlens_k", cu_seqlens_k, " or None"))
     if cu_seqlens_k.dtype not in (torch.int32, torch.int64):
@@ -291,4 +290,10 @@ def _keys_of_sequences(cu_seqlens_k: Any, bias: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"cu_seqlens_k is on {cu_seqlens_k.device} and attn_bias on {bias.device}; accepted: the same device"
         )
-    return torch.arange(bias.shape[2], device=bias.device) < cu_seqlens_k.diff()[:, None]
+    inside = torch.arange(bias.shape[2], device=bias.device) < cu_seqlens_k.diff()[:, None]
+    if key_padding_mask is None:
+        return inside
+    if key_padding_mask.shape != inside.shape or key_padding_mask.device != inside.device:
+        given = f"key_padding_mask.shape is {tuple(key_padding_mask.shape)}, on {key_padding_mask.device}"
+        raise ValueError(f"{given}; accepted: (B, Lk) = {tuple(inside.shape)}, on {inside.device}")
+    return inside & (key_padding_mask != 0)
