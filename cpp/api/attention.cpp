@@ -1,7 +1,6 @@
 #include "fdma/attention.h"
 
 #include "api/operation.hpp"
-#include "host/mask_layout.hpp"
 #include "host/parameters.hpp"
 
 namespace {
@@ -43,12 +42,4 @@ fdma_status fdma_attention_backward_workspace_size(const fdma_attention_backward
 fdma_status fdma_attention_backward(const fdma_attention_backward_params* params, void* workspace,
                                     size_t workspace_bytes, fdma_stream stream) {
   return kBackward.call(params, workspace, workspace_bytes, stream);
-}
-
-fdma_status fdma_mask_packed_size(const fdma_tensor* mask, int64_t len_k, size_t* bytes) {
-  return fdma::guard([&] {
-    const fdma_tensor& tensor = fdma::deref(mask, "mask is NULL; accepted: a tensor with rank and shape");
-    size_t& result = fdma::deref(bytes, "bytes is NULL; accepted: where to write the size");
-    result = static_cast<size_t>(fdma::packed_size_of_mask(tensor, len_k));
-  });
 }

@@ -32,6 +32,19 @@ void check_reserved(Reasons& reasons, const char* name, int64_t value) {
   if (value != 0) reasons.add(FDMA_INVALID_ARGUMENT, concat(name, " is ", value, "; accepted: 0"));
 }
 
+void check_flag(Reasons& reasons, const char* name, int64_t value) {
+  if (value != 0 && value != 1) reasons.add(FDMA_INVALID_ARGUMENT, concat(name, " is ", value, "; accepted: 0 or 1"));
+}
+
+void check_dense_mask(Reasons& reasons, const char* name, const fdma_tensor& tensor, bool with_data,
+                      MaskProblem& mask) {
+  check_dtype(reasons, name, tensor, kMaskDtypes, "");
+  check_strides(reasons, name, tensor, Access::kRead);
+  check_data(reasons, name, tensor, with_data, dtype_size(tensor.dtype));
+  mask.dense = view4(tensor);
+  mask.dtype = tensor.dtype;
+}
+
 AttentionChecker::AttentionChecker(const AttentionArguments& args, bool with_data, Reasons& reasons,
                                    AttentionProblem& problem)
     : args_(args), with_data_(with_data), reasons_(reasons), problem_(problem) {}
@@ -193,9 +206,7 @@ void AttentionChecker::check_scalars() {
     reasons_.add(FDMA_INVALID_ARGUMENT,
                  concat("softcap is ", args_.softcap, "; accepted: 0 (off) or a positive finite value"));
   }
-  if (args_.is_causal != 0 && args_.is_causal != 1) {
-    reasons_.add(FDMA_INVALID_ARGUMENT, concat("is_causal is ", args_.is_causal, "; accepted: 0 or 1"));
-  }
+  check_flag(reasons_, "is_causal", args_.is_causal);
   check_num_threads(reasons_, args_.num_threads, args_.device);
   const bool is_default = args_.scale == FDMA_SCALE_DEFAULT;
   problem_.scale = is_default && query_known_ ? 1.0f / std::sqrt(static_cast<float>(problem_.head_dim)) : args_.scale;
@@ -249,18 +260,8 @@ void AttentionChecker::check_mask() {
   }
   if (!check_score_like("mask.tensor", tensor)) return;
   mask.layout = {tensor.shape[0], tensor.shape[1], tensor.shape[2], problem_.len_k};
-  mask.dtype = tensor.dtype;
-  if (!packed_mask_bytes(mask.layout)) {
-    reasons_.add(FDMA_INVALID_SHAPE,
-                 concat("mask.tensor.shape is ", shape_text(tensor), "; accepted: below 2^63 bytes of packed mask"));
-  }
-  if (mask.kind == FDMA_MASK_DENSE) {
-    check_dtype(reasons_, "mask.tensor", tensor, kMaskDtypes, "");
-    check_strides(reasons_, "mask.tensor", tensor, Access::kRead);
-    check_data(reasons_, "mask.tensor", tensor, with_data_, dtype_size(tensor.dtype));
-    mask.dense = view4(tensor);
-    return;
-  }
+  check_packed_size(reasons_, "mask.tensor", tensor, mask.layout);
+  if (mask.kind == FDMA_MASK_DENSE) return check_dense_mask(reasons_, "mask.tensor", tensor, with_data_, mask);
   check_dtype(reasons_, "mask.tensor", tensor, DtypeSet(FDMA_UINT8), " for FDMA_MASK_BITS");
   if (tensor.shape[3] != problem_.len_k) {
     reasons_.add(FDMA_INVALID_SHAPE,

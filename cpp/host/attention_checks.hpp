@@ -43,6 +43,12 @@ AttentionArguments attention_arguments(const Params& p, const fdma_tensor* block
 // Space for later versions, which give the zero of today a meaning.
 void check_reserved(Reasons& reasons, const char* name, int64_t value);
 
+// 0 or 1.
+void check_flag(Reasons& reasons, const char* name, int64_t value);
+
+// All of a dense mask but its shape, which has been checked; fills `dense` and `dtype`.
+void check_dense_mask(Reasons& reasons, const char* name, const fdma_tensor& tensor, bool with_data, MaskProblem& mask);
+
 // Checks one call argument by argument and fills the problem as it goes. The problem is whole once no reason was found.
 class AttentionChecker {
  public:

@@ -41,4 +41,13 @@ void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream)
   cpu::select(problem, workspace);
 }
 
+void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream) {
+#if defined(FDMA_WITH_CUDA)
+  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::pack_mask(problem, workspace, stream);
+#else
+  (void)stream;
+#endif
+  cpu::pack_mask(problem, workspace);
+}
+
 }  // namespace fdma

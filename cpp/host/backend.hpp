@@ -5,6 +5,7 @@
 #include <string>
 
 #include "fdma/types.h"
+#include "host/pack_mask_problem.hpp"
 #include "host/problem.hpp"
 #include "host/select_problem.hpp"
 #include "host/workspace.hpp"
@@ -15,6 +16,7 @@ namespace cpu {
 void forward(const ForwardProblem& problem, Workspace& workspace);
 void backward(const BackwardProblem& problem, Workspace& workspace);
 void select(const SelectProblem& problem, Workspace& workspace);
+void pack_mask(const PackMaskProblem& problem, Workspace& workspace);
 }  // namespace cpu
 
 #if defined(FDMA_WITH_CUDA)
@@ -24,6 +26,7 @@ std::string unsupported_reason(int device);
 void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
+void pack_mask(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
 // As backward, with the tiles for devices with (`roomy`) or without more than 99 KB of shared memory a block, so that a
 // large GPU can test the tiles of small ones.
 void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy);
@@ -37,5 +40,6 @@ std::string device_unsupported_reason(fdma_device device);
 void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
 
 }  // namespace fdma

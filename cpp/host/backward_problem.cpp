@@ -72,9 +72,7 @@ BackwardProblem make_backward_problem(const fdma_attention_backward_params& call
   check_reserved(reasons, "reserved1", params.reserved1);
   AttentionChecker checker(attention_arguments(params, nullptr), with_data, reasons, problem);
   checker.check_inputs();
-  if (params.deterministic != 0 && params.deterministic != 1) {
-    reasons.add(FDMA_INVALID_ARGUMENT, concat("deterministic is ", params.deterministic, "; accepted: 0 or 1"));
-  }
+  check_flag(reasons, "deterministic", params.deterministic);
   problem.deterministic = params.deterministic != 0;
 
   problem.out = checker.check_query_like("out", params.out, Access::kRead);

@@ -56,23 +56,10 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
     void* target = mask.packed_out != nullptr ? mask.packed_out : workspace.take<char>(mask.layout.bytes());
     packed = target;
     if (!workspace.counting()) {
-      PackMaskParams pack;
-      pack.layout = mask.layout;
-      pack.dense = mask.dense.data;
-      pack.stride_batch = mask.dense.stride[0];
-      pack.stride_head = mask.dense.stride[1];
-      pack.stride_row = mask.dense.stride[2];
-      pack.stride_key = static_cast<int32_t>(mask.dense.stride[3]);
-      pack.element_bytes = static_cast<int32_t>(dtype_size(mask.dtype));
-      pack.is_float = kFloatDtypes.contains(mask.dtype);
+      PackMaskParams pack = pack_mask_params(mask, target);
       pack.is_causal = problem.is_causal;
       pack.sequences = params.sequences;
       pack.shared_by_sequences = problem.sequences && mask.layout.batch != problem.batch;
-      pack.vector_rows =
-          pack.stride_key == 1 && rows_aligned(pack.dense, pack.element_bytes, pack.element_bytes == 1 ? 8 : 16,
-                                               {pack.stride_batch, pack.stride_head, pack.stride_row});
-      pack.rows = static_cast<uint32_t*>(target);
-      pack.tiles = pack.rows + mask.layout.rows_bytes() / 4;
       check(launch_pack_mask(pack, stream), "packing the mask");
     }
   }

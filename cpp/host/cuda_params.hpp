@@ -69,6 +69,25 @@ inline BiasView bias_view(const BiasProblem& bias, int64_t heads_q) {
   return view;
 }
 
+// A dense mask and the packed mask that is made of it at `target`: all but causality and lengths.
+inline PackMaskParams pack_mask_params(const MaskProblem& mask, void* target) {
+  PackMaskParams params;
+  params.layout = mask.layout;
+  params.dense = mask.dense.data;
+  params.stride_batch = mask.dense.stride[0];
+  params.stride_head = mask.dense.stride[1];
+  params.stride_row = mask.dense.stride[2];
+  params.stride_key = static_cast<int32_t>(mask.dense.stride[3]);
+  params.element_bytes = static_cast<int32_t>(dtype_size(mask.dtype));
+  params.is_float = kFloatDtypes.contains(mask.dtype);
+  params.vector_rows =
+      params.stride_key == 1 && rows_aligned(params.dense, params.element_bytes, params.element_bytes == 1 ? 8 : 16,
+                                             {params.stride_batch, params.stride_head, params.stride_row});
+  params.rows = static_cast<uint32_t*>(target);
+  params.tiles = params.rows + mask.layout.rows_bytes() / 4;
+  return params;
+}
+
 inline SequenceView sequence_view(const AttentionProblem& problem) {
   const SequenceProblem& given = problem.sequences;
   SequenceView view;

@@ -9,11 +9,10 @@
 namespace fdma::cuda {
 namespace {
 
-SelectParams select_params(const SelectProblem& problem) {
-  SelectParams params;
-  params.rows = narrow(problem.rows(), "the number of rows (batch times heads)");
+// The parameters that the kernels of all forms share.
+template <typename Params>
+void fill_inputs(Params& params, const SelectProblem& problem) {
   params.heads = narrow(problem.heads, "the number of heads");
-  params.keys = narrow(problem.keys, "the number of keys");
   params.keep = narrow(problem.keep, "keep_window_size");
   params.bias = problem.bias;
   params.type = element_type(problem.dtype);
@@ -25,9 +24,32 @@ SelectParams select_params(const SelectProblem& problem) {
     params.key_mask_bytes = static_cast<int32_t>(dtype_size(problem.key_mask_dtype));
     params.key_mask_is_float = kFloatDtypes.contains(problem.key_mask_dtype);
   }
+}
+
+SelectParams select_params(const SelectProblem& problem) {
+  SelectParams params;
+  params.rows = narrow(problem.rows(), "the number of rows (batch times heads)");
+  params.keys = narrow(problem.keys, "the number of keys");
+  fill_inputs(params, problem);
   params.end = problem.end;
   params.columns = problem.columns;
   params.counts = problem.counts;
+  return params;
+}
+
+SelectRowsParams select_rows_params(const SelectProblem& problem) {
+  SelectRowsParams params;
+  fill_inputs(params, problem);
+  params.batch = narrow(problem.batch, "the batch size");
+  params.len_q = narrow(problem.queries, "the number of queries");
+  params.len_k = narrow(problem.keys, "the number of keys");
+  params.is_causal = problem.is_causal;
+  params.bias_stride_row = problem.bias_stride[2];
+  params.vector_rows = rows_aligned(params.bias, element_bytes(params.type), 16,
+                                    {params.bias_stride_batch, params.bias_stride_head, params.bias_stride_row});
+  params.layout = problem.layout();
+  params.rows = problem.packed_mask;
+  params.tiles = params.rows + params.layout.rows_bytes() / 4;
   return params;
 }
 
@@ -51,6 +73,11 @@ SelectScratch carve(const SelectProblem& problem, const SelectParams& params, Wo
 
 void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream) {
   const DeviceGuard guard(problem.device.index);
+  if (problem.is_bits()) {
+    const SelectRowsParams params = select_rows_params(problem);  // needs no scratch
+    if (workspace.counting() || params.layout.bytes() == 0) return;
+    return check(launch_select_rows(params, stream), "selection for every query");
+  }
   const SelectParams params = select_params(problem);
   const SelectScratch scratch = carve(problem, params, workspace);
   if (workspace.counting()) return;

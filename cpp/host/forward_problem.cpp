@@ -12,13 +12,7 @@ void* check_packed_mask(const fdma_tensor& tensor, const MaskProblem& mask, bool
                                               "; accepted with FDMA_MASK_DENSE (1) only"));
     return nullptr;
   }
-  if (!check_rank(reasons, "packed_mask", tensor, 1, "(bytes,)")) return nullptr;
-  const std::optional<int64_t> bytes = packed_mask_bytes(mask.layout);
-  if (mask.dense && bytes) check_shape(reasons, "packed_mask", tensor, {*bytes}, "(fdma_mask_packed_size bytes,)");
-  check_dtype(reasons, "packed_mask", tensor, DtypeSet(FDMA_UINT8), "");
-  check_contiguous(reasons, "packed_mask", tensor);
-  check_data(reasons, "packed_mask", tensor, with_data, kPackedMaskAlignment);
-  return address_of(tensor);
+  return check_packed_output(reasons, tensor, mask.dense ? packed_mask_bytes(mask.layout) : std::nullopt, with_data);
 }
 
 }  // namespace

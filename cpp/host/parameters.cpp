@@ -12,14 +12,17 @@ namespace {
 // Sizes of the first published versions. They never change.
 constexpr size_t kFirstForwardSize = 816;
 constexpr size_t kFirstBackwardSize = 1304;
-constexpr size_t kFirstSelectSize = 512;
+constexpr size_t kFirstSelectSize = 616;
+constexpr size_t kFirstPackMaskSize = 224;
 static_assert(sizeof(fdma_attention_forward_params) >= kFirstForwardSize);
 static_assert(sizeof(fdma_attention_backward_params) >= kFirstBackwardSize);
 static_assert(sizeof(fdma_select_params) >= kFirstSelectSize);
+static_assert(sizeof(fdma_pack_mask_params) >= kFirstPackMaskSize);
 
 void set_defaults(fdma_attention_forward_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 void set_defaults(fdma_attention_backward_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 void set_defaults(fdma_select_params&) {}
+void set_defaults(fdma_pack_mask_params&) {}
 
 template <typename Params>
 Params default_parameters() {
@@ -69,6 +72,7 @@ void read_versioned(void* target, size_t size, size_t first_size, const void* so
 void init_parameters(fdma_attention_forward_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_attention_backward_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_select_params* params, size_t struct_size) { init(params, struct_size); }
+void init_parameters(fdma_pack_mask_params* params, size_t struct_size) { init(params, struct_size); }
 
 fdma_attention_forward_params read_parameters(const fdma_attention_forward_params& params) {
   return read(params, kFirstForwardSize, "fdma_attention_forward_params_init");
@@ -80,6 +84,10 @@ fdma_attention_backward_params read_parameters(const fdma_attention_backward_par
 
 fdma_select_params read_parameters(const fdma_select_params& params) {
   return read(params, kFirstSelectSize, "fdma_select_params_init");
+}
+
+fdma_pack_mask_params read_parameters(const fdma_pack_mask_params& params) {
+  return read(params, kFirstPackMaskSize, "fdma_pack_mask_params_init");
 }
 
 }  // namespace fdma

@@ -18,6 +18,8 @@ cudaError_t launch_pack_mask(const PackMaskParams& params, cudaStream_t stream);
 cudaError_t select_sort_bytes(const SelectParams& params, size_t& bytes);
 int64_t select_plane_words(const SelectParams& params);
 cudaError_t launch_select(const SelectParams& params, const SelectScratch& scratch, cudaStream_t stream);
+// Selection for every query, without scratch.
+cudaError_t launch_select_rows(const SelectRowsParams& params, cudaStream_t stream);
 
 // Slots of a mask, and the tensors of a call in their order and back. See policy/slots.hpp.
 cudaError_t slot_sort_bytes(const KeyListView& mask, size_t& bytes);

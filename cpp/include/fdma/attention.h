@@ -34,6 +34,7 @@
 #define FDMA_ATTENTION_H
 
 #include <fdma/export.h>
+#include <fdma/mask.h>
 #include <fdma/status.h>
 #include <fdma/types.h>
 
@@ -127,10 +128,6 @@ FDMA_API fdma_status fdma_attention_backward_workspace_size(const fdma_attention
                                                             size_t* bytes);
 FDMA_API fdma_status fdma_attention_backward(const fdma_attention_backward_params* params, void* workspace,
                                              size_t workspace_bytes, fdma_stream stream);
-
-/* Bytes of a packed mask for a dense mask of this shape (only rank and shape are read) over len_k keys: one bit a score
-   in the mask's own broadcast shape, plus one bit for each 64 x 64 tile. */
-FDMA_API fdma_status fdma_mask_packed_size(const fdma_tensor* mask, int64_t len_k, size_t* bytes);
 
 FDMA_EXTERN_C_END
 

@@ -5,6 +5,7 @@
 #include <fdma/attention.h>
 #include <fdma/device.h>
 #include <fdma/export.h>
+#include <fdma/mask.h>
 #include <fdma/select.h>
 #include <fdma/status.h>
 #include <fdma/types.h>

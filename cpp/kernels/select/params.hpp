@@ -24,6 +24,24 @@ struct SelectParams {
   int32_t* counts = nullptr;                            // (rows)
 };
 
+// Selection from a bias that every query has of its own, straight to a packed mask. A row is a (batch, head, query); it
+// keeps the `keep` keys of largest bias among those that it sees.
+struct SelectRowsParams {
+  int32_t batch = 0, heads = 0, len_q = 0, len_k = 0, keep = 0;
+  bool is_causal = false;  // query q sees the keys up to q + len_k - len_q
+  const void* bias = nullptr;
+  ElementType type = ElementType::kFloat32;
+  int64_t bias_stride_batch = 0, bias_stride_head = 0, bias_stride_row = 0;  // elements
+  bool vector_rows = false;                                                  // rows start at multiples of 16 bytes
+  const void* key_mask = nullptr;                                            // (batch, len_k), or null
+  int64_t key_mask_stride = 0;                                               // elements, batch
+  int32_t key_mask_bytes = 1;                                                // of an element
+  bool key_mask_is_float = false;                                            // -0.0 counts as zero
+  PackedMaskLayout layout;
+  uint32_t* rows = nullptr;   // every word is written
+  uint32_t* tiles = nullptr;  // the launcher clears them first
+};
+
 // Scratch of a selection. All arrays of ranks and keys are (rows, keys).
 struct SelectScratch {
   uint32_t* ranks[2] = {};

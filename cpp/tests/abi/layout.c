@@ -64,7 +64,7 @@ PIN_OFFSET(fdma_attention_backward_params, cu_seqlens_q, 1304);
 PIN_OFFSET(fdma_attention_backward_params, cu_seqlens_k, 1400);
 PIN_OFFSET(fdma_attention_backward_params, max_seqlen_q, 1496);
 PIN_OFFSET(fdma_attention_backward_params, max_seqlen_k, 1504);
-PIN_SIZE(fdma_select_params, 512);
+PIN_SIZE(fdma_select_params, 616);
 PIN_OFFSET(fdma_select_params, device, 8);
 PIN_OFFSET(fdma_select_params, bias, 16);
 PIN_OFFSET(fdma_select_params, key_mask, 112);
@@ -74,6 +74,16 @@ PIN_OFFSET(fdma_select_params, reserved1, 220);
 PIN_OFFSET(fdma_select_params, end, 224);
 PIN_OFFSET(fdma_select_params, columns, 320);
 PIN_OFFSET(fdma_select_params, counts, 416);
+PIN_OFFSET(fdma_select_params, packed_mask, 512);
+PIN_OFFSET(fdma_select_params, is_causal, 608);
+PIN_OFFSET(fdma_select_params, reserved2, 612);
+PIN_SIZE(fdma_pack_mask_params, 224);
+PIN_OFFSET(fdma_pack_mask_params, device, 8);
+PIN_OFFSET(fdma_pack_mask_params, mask, 16);
+PIN_OFFSET(fdma_pack_mask_params, len_k, 112);
+PIN_OFFSET(fdma_pack_mask_params, num_threads, 120);
+PIN_OFFSET(fdma_pack_mask_params, reserved1, 124);
+PIN_OFFSET(fdma_pack_mask_params, packed_mask, 128);
 
 PIN_VALUE(FDMA_MAX_RANK, 5);
 PIN_VALUE(FDMA_WORKSPACE_ALIGNMENT, 256);
@@ -131,6 +141,12 @@ int main(void) {
   memset(&select, 0xff, sizeof select);
   fdma_select_params_init(&select);
   if (select.struct_size != sizeof select || select.keep_window_size != 0) return 7;
-  if (select.device.type != FDMA_DEVICE_CPU || select.end.rank != 0) return 8;
+  if (select.device.type != FDMA_DEVICE_CPU || select.end.rank != 0 || select.packed_mask.rank != 0) return 8;
+
+  fdma_pack_mask_params pack;
+  memset(&pack, 0xff, sizeof pack);
+  fdma_pack_mask_params_init(&pack);
+  if (pack.struct_size != sizeof pack || pack.len_k != 0) return 9;
+  if (pack.device.type != FDMA_DEVICE_CPU || pack.packed_mask.rank != 0) return 10;
   return 0;
 }

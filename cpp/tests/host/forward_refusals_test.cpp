@@ -125,9 +125,11 @@ const Row kMasks[] = {
        c.params.mask.kind = FDMA_MASK_NONE;
      },
      FDMA_INVALID_ARGUMENT,
-     "mask.kind is FDMA_MASK_NONE, but mask.tensor has rank 4; accepted: rank 0, or FDMA_MASK_DENSE, FDMA_MASK_BITS"},
+     "mask.kind is FDMA_MASK_NONE, but mask.tensor has rank 4; accepted: rank 0, or FDMA_MASK_DENSE, FDMA_MASK_BITS, "
+     "FDMA_MASK_COLUMNS, FDMA_MASK_INTERVAL"},
     {"MaskKind", [](ForwardCall& c) { c.params.mask.kind = static_cast<fdma_mask_kind>(9); }, FDMA_INVALID_ARGUMENT,
-     "mask.kind is 9; accepted: FDMA_MASK_NONE (0), FDMA_MASK_DENSE (1), FDMA_MASK_BITS (2)"},
+     "mask.kind is 9; accepted: FDMA_MASK_NONE (0), FDMA_MASK_DENSE (1), FDMA_MASK_BITS (2), "
+     "FDMA_MASK_COLUMNS (3), FDMA_MASK_INTERVAL (4)"},
     {"MaskAbsent", [](ForwardCall& c) { c.params.mask.kind = FDMA_MASK_DENSE; }, FDMA_INVALID_ARGUMENT,
      "mask.tensor is not given (rank 0); accepted: a tensor ({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})"},
     {"MaskHeads",

@@ -2,29 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
-#include <functional>
-#include <limits>
 #include <random>
 
 #include "fdma/select.h"
-#include "tests/support/dtype.hpp"
+#include "tests/support/selection_case.hpp"
 #include "tests/support/tensor.hpp"
 
 namespace fdma::test {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-struct SelectionCase {
-  const char* name;
-  fdma_dtype dtype;
-  std::function<double(std::mt19937_64&, int64_t k)> value;
-};
-
-std::ostream& operator<<(std::ostream& stream, const SelectionCase& row) { return stream << row.name; }
-
-double normal(std::mt19937_64& random) { return std::normal_distribution<double>()(random); }
 
 // One call and what it selects.
 class SelectionCall {
@@ -57,19 +42,9 @@ class SelectionCall {
   std::vector<int64_t> kept(int64_t row, int64_t p) const {
     const int64_t keys = bias_.shape()[2];
     const int64_t batch = row / bias_.shape()[1];
-    std::vector<int64_t> candidates;
-    for (int64_t k = 0; k <= p; ++k) {
-      const double bias = bias_.get(row * keys + k);
-      if (mask_.given() && mask_.get(batch * keys + k) == 0) continue;
-      if (!std::isnan(bias) && bias != -kInfinity) candidates.push_back(k);
-    }
-    std::sort(candidates.begin(), candidates.end(), [&](int64_t a, int64_t b) {
-      const double x = bias_.get(row * keys + a), y = bias_.get(row * keys + b);
-      return x != y ? x > y : a > b;
-    });
-    candidates.resize(std::min<size_t>(candidates.size(), static_cast<size_t>(keep_)));
-    std::sort(candidates.begin(), candidates.end());
-    return candidates;
+    return best_keys(
+        p + 1, keep_, [&](int64_t k) { return bias_.get(row * keys + k); },
+        [&](int64_t k) { return !mask_.given() || mask_.get(batch * keys + k) != 0; });
   }
 
   int64_t rows() const { return bias_.shape()[0] * bias_.shape()[1]; }
@@ -89,12 +64,7 @@ class SelectionCall {
     if (end != nullptr) params.end = end->describe();
     if (columns != nullptr) params.columns = columns->describe();
     if (counts != nullptr) params.counts = counts->describe();
-    ASSERT_EQ(fdma_select_supported(&params), FDMA_SUCCESS) << fdma_last_error_message();
-    size_t bytes = 0;
-    ASSERT_EQ(fdma_select_workspace_size(&params, &bytes), FDMA_SUCCESS) << fdma_last_error_message();
-    DeviceMemory workspace(device_, bytes);
-    ASSERT_EQ(fdma_select(&params, workspace.data(), bytes, nullptr), FDMA_SUCCESS) << fdma_last_error_message();
-    synchronize(device_);
+    select_and_wait(params);
     for (Tensor* output : {end, columns, counts}) {
       if (output == nullptr) continue;
       output->download();
@@ -105,25 +75,6 @@ class SelectionCall {
   fdma_device device_;
   int64_t keep_;
   Tensor bias_, mask_;
-};
-
-const SelectionCase kCases[] = {
-    {"normal_float32", FDMA_FLOAT32, [](std::mt19937_64& random, int64_t) { return normal(random); }},
-    {"normal_bfloat16", FDMA_BFLOAT16, [](std::mt19937_64& random, int64_t) { return normal(random); }},
-    {"normal_float16", FDMA_FLOAT16, [](std::mt19937_64& random, int64_t) { return normal(random); }},
-    {"ties_bfloat16", FDMA_BFLOAT16,
-     [](std::mt19937_64& random, int64_t) { return static_cast<double>(random() % 5) - 2.0; }},
-    {"signed_zeros_float32", FDMA_FLOAT32,
-     [](std::mt19937_64& random, int64_t) { return random() % 2 == 0 ? -0.0 : 0.0; }},
-    {"constant_float16", FDMA_FLOAT16, [](std::mt19937_64&, int64_t) { return -1.5; }},
-    {"rising_float32", FDMA_FLOAT32, [](std::mt19937_64&, int64_t k) { return static_cast<double>(k); }},
-    {"falling_float32", FDMA_FLOAT32, [](std::mt19937_64&, int64_t k) { return -static_cast<double>(k); }},
-    {"specials_float32", FDMA_FLOAT32,
-     [](std::mt19937_64& random, int64_t) {
-       const double values[] = {-kInfinity, kInfinity, std::nan(""), 1e-45, -1e-45, 3e38, -3e38, 0.0};
-       return values[random() % 8];
-     }},
-    {"hidden_float16", FDMA_FLOAT16, [](std::mt19937_64&, int64_t) { return -kInfinity; }},
 };
 
 class Selection : public testing::TestWithParam<std::tuple<SelectionCase, int>> {
@@ -177,25 +128,18 @@ TEST_P(Selection, ColumnsAreTheBestOfAllKeys) {
   }
 }
 
-struct SelectionName {
-  template <typename Info>
-  std::string operator()(const Info& info) const {
-    return std::get<0>(info.param).name;
-  }
-};
-
 INSTANTIATE_TEST_SUITE_P(Cpu, Selection,
-                         testing::Combine(testing::ValuesIn(kCases), testing::Values(int{FDMA_DEVICE_CPU})),
+                         testing::Combine(testing::ValuesIn(selection_cases()), testing::Values(int{FDMA_DEVICE_CPU})),
                          SelectionName());
 INSTANTIATE_TEST_SUITE_P(Gpu, Selection,
-                         testing::Combine(testing::ValuesIn(kCases), testing::Values(int{FDMA_DEVICE_CUDA})),
+                         testing::Combine(testing::ValuesIn(selection_cases()), testing::Values(int{FDMA_DEVICE_CUDA})),
                          SelectionName());
 
 // Rows longer than one pass of every kernel, where the definition takes too long: the devices agree.
 TEST(SelectionGpu, LongRowsEqualThoseOfTheCpu) {
   const std::string reason = unavailable_reason(kCuda);
   if (!reason.empty()) GTEST_SKIP() << reason;
-  for (const SelectionCase& row : kCases) {
+  for (const SelectionCase& row : selection_cases()) {
     for (const int64_t keys : {8192, 50021}) {
       for (const int64_t keep : {1, 777, 30000}) {
         std::mt19937_64 random(13), same(13);
