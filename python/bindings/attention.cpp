@@ -39,11 +39,16 @@ void read_inputs(Params& params, nb::handle query, nb::handle key, nb::handle va
   params.num_threads = num_threads;
 }
 
-// A mask as the caller holds it: dense, or lists of keys.
-fdma_mask read_mask(fdma_device device, nb::handle attn_mask, int mask_kind) {
-  if (attn_mask.is_none()) return {};
+// A mask of any kind. Bits stand for scores of the dense shape `shape`; other kinds have their tensor's.
+fdma_mask read_mask(fdma_device device, nb::handle mask, int mask_kind, nb::handle shape, const char* name) {
+  if (mask.is_none()) return {};
   const DtypeSet dtypes = mask_kind == FDMA_MASK_DENSE ? DtypeSet::kMask : DtypeSet::kNumbers;
-  return {static_cast<fdma_mask_kind>(mask_kind), read_on(device, attn_mask, "attn_mask", dtypes)};
+  fdma_tensor tensor = read_on(device, mask, name, dtypes);
+  if (mask_kind == FDMA_MASK_BITS) {
+    tensor = {tensor.data, tensor.dtype, 4, {}, {}};
+    for (int i = 0; i < 4; ++i) tensor.shape[i] = nb::cast<int64_t>(shape[i]);
+  }
+  return {static_cast<fdma_mask_kind>(mask_kind), tensor};
 }
 
 // Room for the packed form of a mask that has passed validation.
@@ -57,16 +62,16 @@ nb::object allocate_packed_mask(fdma_attention_forward_params& params, nb::handl
 }
 
 nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask, int mask_kind,
-                             nb::handle attn_bias, nb::handle scale, nb::handle is_causal, nb::handle softcap,
-                             nb::handle sequences, nb::handle out, nb::handle lse, bool keep_mask, int32_t num_threads,
-                             uintptr_t stream, nb::handle allocate) {
+                             nb::handle mask_shape, nb::handle attn_bias, nb::handle scale, nb::handle is_causal,
+                             nb::handle softcap, nb::handle sequences, nb::handle out, nb::handle lse, bool keep_mask,
+                             int32_t num_threads, uintptr_t stream, nb::handle allocate) {
   fdma_attention_forward_params params;
   fdma_attention_forward_params_init(&params);
   read_inputs(params, query, key, value, attn_bias, scale, is_causal, softcap, sequences, num_threads);
   if (!sequences.is_none()) {
     params.block_table = read_optional(params.device, sequences[4], "block_table", DtypeSet::kPages);
   }
-  params.mask = read_mask(params.device, attn_mask, mask_kind);
+  params.mask = read_mask(params.device, attn_mask, mask_kind, mask_shape, "attn_mask");
   params.out = read_on(params.device, out, "out");
   params.lse = read_optional(params.device, lse, "lse");
 
@@ -86,15 +91,6 @@ nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value,
   return packed_mask;
 }
 
-// What forward kept of its mask: lists of keys as they were, a dense mask as bits of the dense shape `shape`.
-fdma_mask read_kept_mask(fdma_device device, nb::handle kept_mask, int mask_kind, nb::handle shape) {
-  fdma_mask mask = read_mask(device, kept_mask, mask_kind);
-  if (mask.kind != FDMA_MASK_BITS) return mask;
-  mask.tensor = {mask.tensor.data, FDMA_UINT8, 4, {}, {}};
-  for (int i = 0; i < 4; ++i) mask.tensor.shape[i] = nb::cast<int64_t>(shape[i]);
-  return mask;
-}
-
 void attention_backward(nb::handle grad_out, nb::handle grad_lse, nb::handle query, nb::handle key, nb::handle value,
                         nb::handle kept_mask, int mask_kind, nb::handle mask_shape, nb::handle attn_bias,
                         nb::handle out, nb::handle lse, nb::handle scale, nb::handle is_causal, nb::handle softcap,
@@ -104,7 +100,7 @@ void attention_backward(nb::handle grad_out, nb::handle grad_lse, nb::handle que
   fdma_attention_backward_params params;
   fdma_attention_backward_params_init(&params);
   read_inputs(params, query, key, value, attn_bias, scale, is_causal, softcap, sequences, num_threads);
-  params.mask = read_kept_mask(params.device, kept_mask, mask_kind, mask_shape);
+  params.mask = read_mask(params.device, kept_mask, mask_kind, mask_shape, "kept_mask");
   params.deterministic = deterministic;
   params.out = read_on(params.device, out, "out");
   params.lse = read_on(params.device, lse, "lse");
@@ -134,9 +130,9 @@ void bind_attention(nb::module_& module) {
   module.attr("MASK_INTERVAL") = static_cast<int>(FDMA_MASK_INTERVAL);
   const auto optional = [](const char* name) { return nb::arg(name).none(); };
   module.def("attention_forward", &attention_forward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
-             optional("attn_mask"), nb::arg("mask_kind"), optional("attn_bias"), optional("scale"),
-             optional("is_causal"), optional("softcap"), optional("sequences"), nb::arg("out"), optional("lse"),
-             nb::arg("keep_mask"), nb::arg("num_threads"), nb::arg("stream"), nb::arg("allocate"));
+             optional("attn_mask"), nb::arg("mask_kind"), optional("mask_shape"), optional("attn_bias"),
+             optional("scale"), optional("is_causal"), optional("softcap"), optional("sequences"), nb::arg("out"),
+             optional("lse"), nb::arg("keep_mask"), nb::arg("num_threads"), nb::arg("stream"), nb::arg("allocate"));
   module.def("attention_backward", &attention_backward, nb::arg("grad_out"), optional("grad_lse"), nb::arg("query"),
              nb::arg("key"), nb::arg("value"), optional("kept_mask"), nb::arg("mask_kind"), optional("mask_shape"),
              optional("attn_bias"), nb::arg("out"), nb::arg("lse"), optional("scale"), optional("is_causal"),

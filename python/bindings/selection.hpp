@@ -1,4 +1,4 @@
-// The selection functions of the extension module.
+// The functions of the extension module that make masks: selection and packing.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -28,6 +28,7 @@ def attention_forward(
     value: Tensor,
     attn_mask: Tensor | None,
     mask_kind: int,
+    mask_shape: Sequence[int] | None,
     attn_bias: Tensor | None,
     scale: float | None,
     is_causal: bool | None,
@@ -41,6 +42,8 @@ def attention_forward(
     allocate: Callable[[Tensor, int], Tensor],
 ) -> Tensor | None:
     """Write `out` and, where given, `lse`; with `keep_mask` return a dense mask in its packed form.
+
+    `mask_shape`, for bits, is the dense shape that `attn_mask` stands for.
 
     `allocate(query, bytes)` makes the packed mask and, on CUDA, scratch. `num_threads` is for the CPU, `stream` (the
     raw pointer) for CUDA. With `sequences` the shapes are those of variable lengths or pages.
@@ -71,7 +74,7 @@ def attention_backward(
     stream: int,
     allocate: Callable[[Tensor, int], Tensor],
 ) -> None:
-    """Write the gradients that are given. `mask_shape` goes with bits."""
+    """Write the gradients that are given. `mask_shape` as in forward."""
 
 def select_keys(
     attn_bias: Tensor,
@@ -80,8 +83,20 @@ def select_keys(
     end: Tensor | None,
     columns: Tensor | None,
     counts: Tensor | None,
+    packed_mask: Tensor | None,
+    is_causal: bool,
     num_threads: int,
     stream: int,
     allocate: Callable[[Tensor, int], Tensor],
 ) -> None:
-    """Write `end`, or `columns` and `counts`."""
+    """Write `end`, or `columns` and `counts`, or `packed_mask`, to which `is_causal` belongs."""
+
+def pack_mask(
+    mask: Tensor,
+    len_k: int,
+    packed_mask: Tensor,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Write the bits of a dense mask."""

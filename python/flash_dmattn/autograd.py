@@ -64,16 +64,17 @@ def shape_of_packed(attn_mask: torch.Tensor, key: torch.Tensor, sequences: Optio
 def kept_for_backward(
     attn_mask: Optional[torch.Tensor],
     mask_kind: int,
+    mask_shape: Optional[Sequence[int]],
     packed_mask: Optional[torch.Tensor],
     key: torch.Tensor,
     sequences: Optional[Sequences],
-) -> Tuple[Optional[torch.Tensor], int, Optional[Tuple[int, ...]]]:
+) -> Tuple[Optional[torch.Tensor], int, Optional[Sequence[int]]]:
     """What backward reads of a mask, its kind and, of bits, the shape of the scores that they stand for.
 
-    Lists of keys are kept as they are, a dense mask as bits.
+    A dense mask is kept as bits, others as they are.
     """
     if attn_mask is None or mask_kind != ops.MASK_DENSE:
-        return attn_mask, mask_kind, None
+        return attn_mask, mask_kind, mask_shape
     return packed_mask, ops.MASK_BITS, shape_of_packed(attn_mask, key, sequences)
 
 
@@ -83,22 +84,24 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        call: Tuple[Layout, Optional[torch.Tensor], int, Options, bool, bool, Optional[Sequences]],
+        call: Tuple[
+            Layout, Optional[torch.Tensor], int, Optional[Sequence[int]], Options, bool, bool, Optional[Sequences]
+        ],
         attn_bias: Optional[torch.Tensor],
         *tensors: torch.Tensor,
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Run attention and keep what backward reads.
 
-        `call` is (layout, attn_mask, mask_kind, options, deterministic, return_lse, sequences), one argument because
-        each costs; `tensors` hold query, key and value in the layout.
+        `call` is (layout, attn_mask, mask_kind, mask_shape, options, deterministic, return_lse, sequences), one
+        argument because each costs; `tensors` hold query, key and value in the layout.
         """
-        layout, attn_mask, mask_kind, options, deterministic, return_lse, sequences = call
+        layout, attn_mask, mask_kind, mask_shape, options, deterministic, return_lse, sequences = call
         query, key, value = layout.split(tensors)
         out, lse, packed_mask = ops.attention_forward(
-            query, key, value, attn_mask, attn_bias, *options, True, True, sequences, mask_kind
+            query, key, value, attn_mask, attn_bias, *options, True, True, sequences, mask_kind, mask_shape
         )
         # The dense mask itself is not kept.
-        kept = kept_for_backward(attn_mask, mask_kind, packed_mask, key, sequences)
+        kept = kept_for_backward(attn_mask, mask_kind, mask_shape, packed_mask, key, sequences)
         if sequences is None:
             ctx.save_for_backward(kept[0], attn_bias, out, lse, *tensors)
         else:

@@ -33,10 +33,10 @@ def attend(
     A call goes one of three ways: as an operator where torch watches it, through autograd where a gradient is needed,
     and otherwise straight to the library.
     """
-    mask_kind = ops.MASK_DENSE
+    mask_kind, mask_shape = ops.MASK_DENSE, None
     if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
         attn_mask.check_keys(_keys_of(layout, tensors, sequences))
-        attn_mask, mask_kind = attn_mask.lists, attn_mask.kind
+        attn_mask, mask_kind, mask_shape = attn_mask.data, attn_mask.kind, attn_mask.shape
     described = tensors if sequences is None else (*tensors, *sequences.offsets)
     watched = operator_is_needed(described, attn_mask, attn_bias)
     if watched or autocast_may_be_enabled():
@@ -49,14 +49,25 @@ def attend(
     if watched:
         check_scalars(scale, is_causal, softcap)
         options = (scale, is_causal, softcap, deterministic)
-        out, lse = call_operator(layout, tensors, attn_mask, mask_kind, attn_bias, *options, recorded, sequences)
+        out, lse = call_operator(
+            layout, tensors, attn_mask, mask_kind, mask_shape, attn_bias, *options, recorded, sequences
+        )
         return (out, lse) if return_lse else out
     if recorded:
-        call = (layout, attn_mask, mask_kind, (scale, is_causal, softcap), deterministic, return_lse, sequences)
+        call = (
+            layout,
+            attn_mask,
+            mask_kind,
+            mask_shape,
+            (scale, is_causal, softcap),
+            deterministic,
+            return_lse,
+            sequences,
+        )
         return record(call, attn_bias, *tensors)
     query, key, value = layout.split(tensors)
     inputs = (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap)
-    out, lse, _ = ops.attention_forward(*inputs, False, return_lse, sequences, mask_kind)
+    out, lse, _ = ops.attention_forward(*inputs, False, return_lse, sequences, mask_kind, mask_shape)
     return (out, lse) if return_lse else out
 
 

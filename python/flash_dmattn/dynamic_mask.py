@@ -1,41 +1,45 @@
-"""``DynamicMask``: the keys that queries see as lists of keys, in memory in proportion to the keys."""
+"""``DynamicMask``: the keys that queries see, as lists in proportion to the keys or as bits."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 
 from flash_dmattn import ops
 from flash_dmattn.refusals import checked_int, not_a_tensor
-from flash_dmattn.selection import select
+from flash_dmattn.selection import pack, select
 
-_KINDS: Dict[str, int] = {"interval": ops.MASK_INTERVAL, "columns": ops.MASK_COLUMNS}
+_KINDS: Dict[str, int] = {"interval": ops.MASK_INTERVAL, "columns": ops.MASK_COLUMNS, "bits": ops.MASK_BITS}
 LIST_DIMS = "({B|1}, {H|H_kv|1}, Lk)"
+BIT_DIMS = "({B|1}, {H|H_kv|1}, {Lq|1}, Lk)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DynamicMask:
-    """Which keys each query sees, without a value a score. Every attention function takes one as `attn_mask`.
+    """Which keys each query sees, without a tensor of the scores. Every attention function takes one as `attn_mask`.
 
-    :meth:`topk` makes it from a bias. With the functions of libfdma a call walks the listed keys alone, and time and
-    memory, backward included, go with ``Lq * keep_window_size`` and ``Lk``: where the mask has 1 or H_kv heads, the
-    bias is the same for all queries, and all sequences have one length. Other calls of theirs expand it to one bit a
-    score, and Triton and Flex to a dense mask: slower, with the same result.
+    :meth:`topk` makes it from a bias, :meth:`from_dense` from a dense mask. Of the first two forms a call of libfdma
+    walks the listed keys alone, and its time and memory, backward included, go with ``Lq * keep_window_size`` and
+    ``Lk``: where the mask has 1 or H_kv heads, the bias is the same for all queries, and all sequences have one length.
+    Other calls of libfdma expand them to one bit a score, and Triton and Flex every form to a dense mask: slower, with
+    the same result.
 
     Attributes
     ----------
     form : str
-        ``"interval"``, causal selection: the query at position ``p = q + Lk - Lq`` sees key k when
-        ``k <= p < lists[b, h, k]``. It is causal by itself, whatever `is_causal` is.
-        ``"columns"``, selection over all keys: every query sees the keys in ``lists[b, h]``, and with `is_causal` those
-        of them up to its position.
-    lists : torch.Tensor
-        int32. Interval: ``({B|1}, {H|H_kv|1}, Lk)``, the position at which each key is pushed out. Columns:
-        ``({B|1}, {H|H_kv|1}, W)``, keys in rising order, -1 past the last.
-    len_k : int
-        ``Lk``, which the call has to have.
-    keep_window_size : int
-        The keys that a query keeps at most.
+        ``"interval"``, causal selection by a bias of keys: the query at position ``p = q + Lk - Lq`` sees key k when
+        ``k <= p < data[b, h, k]``. It is causal by itself, whatever `is_causal` is.
+        ``"columns"``, selection over all keys by a bias of keys: every query sees the keys in ``data[b, h]``, and with
+        `is_causal` those of them up to its position.
+        ``"bits"``, a mask of every score, packed.
+    data : torch.Tensor
+        Interval: ``({B|1}, {H|H_kv|1}, Lk)``, int32, the position at which each key is pushed out. Columns:
+        ``({B|1}, {H|H_kv|1}, W)``, int32, keys in rising order, -1 past the last. Bits: ``(bytes,)``, uint8.
+    shape : tuple of int
+        ``({B|1}, {H|H_kv|1}, Lk)``, of bits ``({B|1}, {H|H_kv|1}, {Lq|1}, Lk)``. ``Lk``, and of bits ``Lq`` where it is
+        not 1, are those that a call has to have.
+    keep_window_size : int or None
+        The keys that a query keeps at most; None for a mask that was dense.
 
     Examples
     --------
@@ -53,20 +57,28 @@ class DynamicMask:
     """
 
     form: str
-    lists: torch.Tensor
-    len_k: int
-    keep_window_size: int
+    data: torch.Tensor
+    shape: Tuple[int, ...]
+    keep_window_size: Optional[int] = None
 
     def __post_init__(self) -> None:
         if self.form not in _KINDS:
-            raise ValueError(f"form is {self.form!r}; accepted: {' or '.join(repr(form) for form in _KINDS)}")
-        if not isinstance(self.lists, torch.Tensor):
-            raise TypeError(not_a_tensor("lists", self.lists))
-        if self.lists.dtype != torch.int32:
-            raise TypeError(f"lists.dtype is {str(self.lists.dtype)[6:]}; accepted: int32")
-        if self.lists.dim() != 3 or (self.form == "interval" and self.lists.shape[2] != self.len_k):
-            dims = f"(B, H, Lk) with Lk = {self.len_k}" if self.form == "interval" else "(B, H, W)"
-            raise ValueError(f"lists.shape is {tuple(self.lists.shape)}; accepted: {dims}")
+            raise ValueError(f"form is {self.form!r}; accepted: {', '.join(map(repr, _KINDS))}")
+        if not isinstance(self.data, torch.Tensor):
+            raise TypeError(not_a_tensor("data", self.data))
+        dims = 4 if self.form == "bits" else 3
+        if len(self.shape) != dims:
+            raise ValueError(f"shape is {tuple(self.shape)}; accepted for {self.form!r}: {dims} extents, {self.dims}")
+        expected: Tuple[Any, ...] = tuple(self.shape)
+        if self.form == "bits":
+            expected = (ops.packed_mask_bytes(*self.shape),)
+        elif self.form == "columns" and self.data.dim() == 3:
+            expected = (*self.shape[:2], self.data.shape[2])
+        if tuple(self.data.shape) != expected:
+            raise ValueError(f"data.shape is {tuple(self.data.shape)}; accepted for shape {self.shape}: {expected}")
+        dtype = torch.uint8 if self.form == "bits" else torch.int32
+        if self.data.dtype != dtype:
+            raise TypeError(f"data.dtype is {str(self.data.dtype)[6:]}; accepted for {self.form!r}: {str(dtype)[6:]}")
 
     @classmethod
     def topk(
@@ -90,18 +102,19 @@ class DynamicMask:
         Parameters
         ----------
         attn_bias : torch.Tensor
-            ``({B|1}, {H|H_kv|1}, 1, Lk)`` or ``({B|1}, {H|H_kv|1}, Lk)``, float16, bfloat16 or float32, the last
-            dimension contiguous: one value a key, the same for all queries.
+            ``({B|1}, {H|H_kv|1}, 1, Lk)`` or ``({B|1}, {H|H_kv|1}, Lk)``, the same for all queries, or
+            ``({B|1}, {H|H_kv|1}, Lq, Lk)``; float16, bfloat16 or float32, the last dimension contiguous.
         keep_window_size : int
             1 or more; from ``Lk`` on every key is kept.
         is_causal : bool
-            True: each position chooses among the keys up to itself; the form is ``"interval"``. False: one choice among
-            all keys; the form is ``"columns"``.
+            Whether a query chooses among the keys up to its position ``q + Lk - Lq``, or among all. By a bias of keys
+            the form is ``"interval"`` or ``"columns"``, by one of every query ``"bits"``.
         key_padding_mask : torch.Tensor, optional
             ``(B, Lk)``, bool or any integer or floating dtype: a key of zero is never kept and takes nobody's place.
         cu_seqlens_k : torch.Tensor, optional
             ``(B + 1,)``, int32 or int64: as for :func:`flash_dmattn.flash_dmattn_varlen_func`, where sequence b chooses
-            among its own ``cu_seqlens_k[b + 1] - cu_seqlens_k[b]`` first keys of ``attn_bias[b]``.
+            among its own ``cu_seqlens_k[b + 1] - cu_seqlens_k[b]`` first keys of ``attn_bias[b]``. Not with a causal
+            choice by a bias of every query, whose positions depend on the lengths of the queries too.
         check_nan : bool
             Raise if `attn_bias` has a NaN. The host waits for the device to tell, which neither a CUDA graph nor a
             compiled graph can hold.
@@ -124,12 +137,12 @@ class DynamicMask:
         >>> import torch
         >>> from flash_dmattn import DynamicMask
         >>> bias = torch.tensor([[[3.0, 1.0, 2.0, 1.0]]])
-        >>> DynamicMask.topk(bias, keep_window_size=2).lists
+        >>> DynamicMask.topk(bias, keep_window_size=2).data
         tensor([[[4, 2, 4, 3]]], dtype=torch.int32)
-        >>> DynamicMask.topk(bias, keep_window_size=2, is_causal=False).lists
+        >>> DynamicMask.topk(bias, keep_window_size=2, is_causal=False).data
         tensor([[[0, 2]]], dtype=torch.int32)
         """
-        bias = _key_bias(attn_bias)
+        bias = _bias_to_select_by(attn_bias)
         keep = checked_int("keep_window_size", keep_window_size)
         if keep < 1:
             raise ValueError(f"keep_window_size is {keep}; accepted: 1 or more")
@@ -140,11 +153,62 @@ class DynamicMask:
         if key_padding_mask is not None and not isinstance(key_padding_mask, torch.Tensor):
             raise TypeError(not_a_tensor("key_padding_mask", key_padding_mask, " or None"))
         if cu_seqlens_k is not None:
+            if is_causal and bias.dim() == 4:
+                raise ValueError(
+                    f"cu_seqlens_k is given, is_causal is True and attn_bias.shape is {tuple(attn_bias.shape)}; "
+                    f"accepted with cu_seqlens_k and is_causal=True: an attn_bias that is the same for all queries"
+                )
             key_padding_mask = _keys_of_sequences(cu_seqlens_k, bias, key_padding_mask)
-        if key_padding_mask is not None and bias.shape[0] == 1:
-            bias = bias.expand(key_padding_mask.shape[0], -1, -1)
-        lists = select(bias, keep, key_padding_mask, is_causal)
-        return cls("interval" if is_causal else "columns", lists, bias.shape[2], keep)
+        if key_padding_mask is not None and key_padding_mask.dim() == 2 and bias.shape[0] == 1:
+            bias = bias.expand(key_padding_mask.shape[0], *bias.shape[1:])
+        data = select(bias, keep, key_padding_mask, is_causal)
+        form = "bits" if bias.dim() == 4 else "interval" if is_causal else "columns"
+        return cls(form, data, tuple(bias.shape), keep)
+
+    @classmethod
+    def from_dense(cls, mask: torch.Tensor) -> "DynamicMask":
+        """Pack a dense mask once for several calls: one bit a score, and one for each tile of 64 x 64.
+
+        Parameters
+        ----------
+        mask : torch.Tensor
+            ``({B|1}, {H|H_kv|1}, {Lq|1}, Lk)``, bool or any integer or floating dtype, the last dimension contiguous:
+            non-zero is visible. It may be freed or changed afterwards.
+
+        Returns
+        -------
+        DynamicMask
+            Of the form ``"bits"``, for calls with and without `is_causal`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A shape, a layout or a dtype that is not accepted. The message says what is.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from flash_dmattn import DynamicMask
+        >>> mask = torch.rand(1, 4, 128, 128) < 0.5
+        >>> packed = DynamicMask.from_dense(mask)
+        >>> packed.nbytes, packed.to_dense().equal(mask)
+        (8224, True)
+        """
+        if not isinstance(mask, torch.Tensor):
+            raise TypeError(not_a_tensor("mask", mask))
+        if mask.dim() != 4:
+            raise ValueError(f"mask.dim() is {mask.dim()}; accepted: 4, {BIT_DIMS}")
+        return cls("bits", pack(mask), tuple(mask.shape))
+
+    @property
+    def dims(self) -> str:
+        """What `shape` has to be in a call."""
+        return BIT_DIMS if self.form == "bits" else LIST_DIMS
+
+    @property
+    def len_k(self) -> int:
+        """``Lk``."""
+        return self.shape[-1]
 
     @property
     def kind(self) -> int:
@@ -152,24 +216,19 @@ class DynamicMask:
         return _KINDS[self.form]
 
     @property
-    def shape(self) -> torch.Size:
-        """``({B|1}, {H|H_kv|1}, Lk)``."""
-        return torch.Size((*self.lists.shape[:2], self.len_k))
-
-    @property
     def device(self) -> torch.device:
-        """Where the lists are."""
-        return self.lists.device
+        """Where `data` is."""
+        return self.data.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the lists."""
-        return self.lists.numel() * self.lists.element_size()
+        """Bytes of `data`."""
+        return self.data.numel() * self.data.element_size()
 
     def to(self, device: Union[str, torch.device, int]) -> "DynamicMask":
         """The same mask on another device; itself if it is there."""
-        lists = self.lists.to(device)
-        return self if lists is self.lists else DynamicMask(self.form, lists, self.len_k, self.keep_window_size)
+        data = self.data.to(device)
+        return self if data is self.data else DynamicMask(self.form, data, self.shape, self.keep_window_size)
 
     def to_dense(self, len_q: Optional[int] = None, dtype: torch.dtype = torch.bool) -> torch.Tensor:
         """The mask with a value a score: what the queries see, but for what `is_causal` hides of columns.
@@ -177,14 +236,15 @@ class DynamicMask:
         Parameters
         ----------
         len_q : int, optional
-            ``Lq``. Query q is at position ``q + Lk - Lq``. Default: ``Lk``.
+            ``Lq``. Query q is at position ``q + Lk - Lq``. Default: that of bits, where it is not 1, else ``Lk``.
         dtype : torch.dtype
             Of the result: 1 where a key is seen, 0 elsewhere.
 
         Returns
         -------
         torch.Tensor
-            ``({B|1}, {H|H_kv|1}, Lq, Lk)``. Of columns all rows are one row in memory (a stride of 0).
+            ``({B|1}, {H|H_kv|1}, Lq, Lk)``. Of columns, and of bits that are the same for
+            all queries, all rows are one row in memory (a stride of 0).
 
         Examples
         --------
@@ -196,35 +256,56 @@ class DynamicMask:
                 [1, 0, 1, 0],
                 [1, 0, 1, 0]], dtype=torch.int32)
         """
-        len_q = self.len_k if len_q is None else len_q
-        if self.form == "columns":
-            batch, heads, _ = self.lists.shape
-            # -1 goes to one column more, which is cut off.
-            row = torch.zeros((batch, heads, self.len_k + 1), dtype=torch.bool, device=self.device)
-            row.scatter_(2, self.lists.long().remainder(self.len_k + 1), True)
-            return row[:, :, None, : self.len_k].to(dtype).expand(-1, -1, len_q, -1)
-        key = torch.arange(self.len_k, device=self.device)
-        position = torch.arange(self.len_k - len_q, self.len_k, device=self.device)[:, None]
-        return ((key <= position) & (position < self.lists[:, :, None, :])).to(dtype)
+        len_q = self._len_q(len_q)
+        if self.form == "interval":
+            key = torch.arange(self.len_k, device=self.device)
+            position = torch.arange(self.len_k - len_q, self.len_k, device=self.device)[:, None]
+            return ((key <= position) & (position < self.data[:, :, None, :])).to(dtype)
+        rows = self._unpacked() if self.form == "bits" else self._row_of_columns()
+        return rows.to(dtype).expand(-1, -1, len_q, -1)
+
+    def _row_of_columns(self) -> torch.Tensor:
+        # -1 goes to one column more, which is cut off.
+        row = torch.zeros((*self.shape[:2], self.len_k + 1), dtype=torch.bool, device=self.device)
+        row.scatter_(2, self.data.long().remainder(self.len_k + 1), True)
+        return row[:, :, None, : self.len_k]
+
+    def _unpacked(self) -> torch.Tensor:
+        batch, heads, rows, len_k = self.shape
+        # cpp/kernels/policy/mask_bits.hpp has the layout: rows of whole 16 bytes, then the bits of tiles.
+        row_bytes = (len_k + 127) // 128 * 16
+        row_bits = self.data[: batch * heads * rows * row_bytes].view(batch, heads, rows, row_bytes, 1)
+        bits = (row_bits >> torch.arange(8, dtype=torch.uint8, device=self.device)) & 1
+        return bits.view(batch, heads, rows, row_bytes * 8)[..., :len_k].bool()
+
+    def _len_q(self, len_q: Optional[int]) -> int:
+        rows = self.shape[2] if self.form == "bits" else 1
+        if len_q is None:
+            return self.len_k if rows == 1 else rows
+        if rows not in (1, len_q):
+            raise ValueError(f"len_q is {len_q}; accepted for a mask of bits of shape {self.shape}: {rows}")
+        return len_q
 
     def density(self, len_q: Optional[int] = None) -> float:
         """The part of the scores that is seen, from 0 to 1, as :meth:`to_dense` has them; 0 where there are none.
 
-        Costs time and memory in proportion to the lists. The host waits for the device.
+        Costs time and memory in proportion to the lists; of bits, those of a dense mask. The host waits for the device.
         """
-        len_q = self.len_k if len_q is None else len_q
-        rows = self.lists.shape[0] * self.lists.shape[1] * len_q
-        if rows * self.len_k == 0:
+        len_q = self._len_q(len_q)
+        lists = self.shape[0] * self.shape[1]
+        if lists * len_q * self.len_k == 0:
             return 0.0
+        if self.form == "bits":
+            return self._unpacked().sum().item() / (lists * self.shape[2] * self.len_k)
         if self.form == "columns":
-            return (self.lists >= 0).sum().item() * len_q / (rows * self.len_k)
+            return (self.data >= 0).sum().item() / (lists * self.len_k)
         first_position = torch.arange(self.len_k, device=self.device).clamp(min=self.len_k - len_q)
-        return (self.lists - first_position).clamp(min=0).sum().item() / (rows * self.len_k)
+        return (self.data - first_position).clamp(min=0).sum().item() / (lists * len_q * self.len_k)
 
     def check_keys(self, len_k: Optional[int]) -> None:
         """Raise ValueError if a call has `len_k` keys and the mask another number."""
         if len_k is not None and self.len_k != len_k:
-            raise ValueError(f"attn_mask.shape is {tuple(self.shape)}; accepted: {LIST_DIMS} with Lk = {len_k}")
+            raise ValueError(f"attn_mask.shape is {tuple(self.shape)}; accepted: {self.dims} with Lk = {len_k}")
 
     def __repr__(self) -> str:
         facts = f"shape={tuple(self.shape)}, keep_window_size={self.keep_window_size}, device='{self.device}'"
@@ -260,18 +341,14 @@ def dense_mask(attn_mask: Optional[AttentionMask], len_q: int) -> Optional[torch
     return attn_mask.to_dense(len_q) if isinstance(attn_mask, DynamicMask) else attn_mask
 
 
-def _key_bias(attn_bias: Any) -> torch.Tensor:
-    """A bias of keys as ``(B, H, Lk)``, without its gradient."""
+def _bias_to_select_by(attn_bias: Any) -> torch.Tensor:
+    """A bias without its gradient; one that is the same for all queries as ``(B, H, Lk)``."""
     if not isinstance(attn_bias, torch.Tensor):
         raise TypeError(not_a_tensor("attn_bias", attn_bias))
-    if attn_bias.dim() == 3:
-        return attn_bias.detach()
-    if attn_bias.dim() != 4 or attn_bias.shape[2] != 1:
-        raise ValueError(
-            f"attn_bias.shape is {tuple(attn_bias.shape)}; accepted: ({{B|1}}, {{H|H_kv|1}}, 1, Lk) or "
-            f"({{B|1}}, {{H|H_kv|1}}, Lk), a bias that is the same for all queries"
-        )
-    return attn_bias.detach()[:, :, 0]
+    if attn_bias.dim() not in (3, 4):
+        raise ValueError(f"attn_bias.shape is {tuple(attn_bias.shape)}; accepted: {BIT_DIMS} or {LIST_DIMS}")
+    bias = attn_bias.detach()
+    return bias[:, :, 0] if bias.dim() == 4 and bias.shape[2] == 1 else bias
 
 
 def _keys_of_sequences(cu_seqlens_k: Any, bias: torch.Tensor, key_padding_mask: Optional[torch.Tensor]) -> torch.Tensor:
@@ -290,7 +367,7 @@ def _keys_of_sequences(cu_seqlens_k: Any, bias: torch.Tensor, key_padding_mask: 
         raise ValueError(
             f"cu_seqlens_k is on {cu_seqlens_k.device} and attn_bias on {bias.device}; accepted: the same device"
         )
-    inside = torch.arange(bias.shape[2], device=bias.device) < cu_seqlens_k.diff()[:, None]
+    inside = torch.arange(bias.shape[-1], device=bias.device) < cu_seqlens_k.diff()[:, None]
     if key_padding_mask is None:
         return inside
     if key_padding_mask.shape != inside.shape or key_padding_mask.device != inside.device:

@@ -61,6 +61,7 @@ def call_operator(
     tensors: Sequence[torch.Tensor],
     attn_mask: Optional[torch.Tensor],
     mask_kind: int,
+    mask_shape: Optional[Sequence[int]],
     attn_bias: Optional[torch.Tensor],
     scale: Optional[float],
     is_causal: Optional[bool],
@@ -75,7 +76,7 @@ def call_operator(
     operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
     keep_mask = recorded and attn_mask is not None and mask_kind == ops.MASK_DENSE
     options = (scale, bool(is_causal), softcap, deterministic, keep_mask)
-    out, lse, _ = operator.default(*tensors, attn_mask, mask_kind, attn_bias, *options, *(sequences or ()))
+    out, lse, _ = operator.default(*tensors, attn_mask, mask_kind, mask_shape, attn_bias, *options, *(sequences or ()))
     return out, lse
 
 
@@ -88,8 +89,8 @@ def _schemas(layout: Layout) -> Tuple[str, str]:
         lengths = ", Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k"
         table = ", Tensor? block_table"
     forward = (
-        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, int mask_kind, Tensor? attn_bias, {options}, "
-        f"bool keep_mask{lengths}{table})"
+        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, int mask_kind, "
+        f"SymInt[]? mask_shape, Tensor? attn_bias, {options}, bool keep_mask{lengths}{table})"
         f" -> (Tensor out, Tensor lse, Tensor packed_mask)"
     )
     backward = (
@@ -101,7 +102,7 @@ def _schemas(layout: Layout) -> Tuple[str, str]:
 
 
 # Arguments between the tensors of a layout and its sequences.
-_FORWARD_OPTIONS = 8
+_FORWARD_OPTIONS = 9
 _BACKWARD_OPTIONS = 11
 
 
@@ -114,10 +115,10 @@ class _Operator:
 
     def forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tensors, inputs, sequences = self._split(arguments, _FORWARD_OPTIONS)
-        attn_mask, mask_kind, attn_bias, *options, _, keep_mask = inputs
+        attn_mask, mask_kind, mask_shape, attn_bias, *options, _, keep_mask = inputs
         query, key, value = self.layout.split(tensors)
         out, lse, packed_mask = ops.attention_forward(
-            query, key, value, attn_mask, attn_bias, *options, keep_mask, True, sequences, mask_kind
+            query, key, value, attn_mask, attn_bias, *options, keep_mask, True, sequences, mask_kind, mask_shape
         )
         return out, lse, query.new_empty(0, dtype=torch.uint8) if packed_mask is None else packed_mask
 
@@ -163,7 +164,7 @@ class _Operator:
 
     def keep(self, ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
         tensors, others, sequences = self._split(inputs, _FORWARD_OPTIONS)
-        attn_mask, mask_kind, attn_bias, *options, keep_mask = others
+        attn_mask, mask_kind, mask_shape, attn_bias, *options, keep_mask = others
         if attn_mask is not None and mask_kind == ops.MASK_DENSE and not keep_mask:
             raise RuntimeError("keep_mask is False in a call that is differentiated; accepted: True")
         offsets: Sequence[torch.Tensor] = ()
@@ -173,7 +174,8 @@ class _Operator:
             offsets, ctx.bounds = sequences.offsets, sequences.bounds
         out, lse, packed_mask = output
         key = self.layout.split(tensors)[1]
-        kept_mask, *ctx.kind_and_shape = kept_for_backward(attn_mask, mask_kind, packed_mask, key, sequences)
+        kept = kept_for_backward(attn_mask, mask_kind, mask_shape, packed_mask, key, sequences)
+        kept_mask, *ctx.kind_and_shape = kept
         ctx.save_for_backward(kept_mask, attn_bias, out, lse, *tensors, *offsets)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -181,15 +183,15 @@ class _Operator:
     def differentiate(self, ctx: Any, grad_out: Any, grad_lse: Any, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
         kept_mask, attn_bias, out, lse, *kept = ctx.saved_tensors
         tensors, offsets = kept[: self.count], kept[self.count :]
-        needs: List[bool] = [*ctx.needs_input_grad[: self.count], ctx.needs_input_grad[self.count + 2]]
-        no_gradient = (None,) * (len(ctx.needs_input_grad) - self.count - 3)
+        needs: List[bool] = [*ctx.needs_input_grad[: self.count], ctx.needs_input_grad[self.count + 3]]
+        no_gradient = (None,) * (len(ctx.needs_input_grad) - self.count - 4)
         if grad_out is None and grad_lse is None:
-            return (*(None,) * (self.count + 3), *no_gradient)
+            return (*(None,) * (self.count + 4), *no_gradient)
         operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{self.layout.suffix}_backward")
         saved = (*tensors, kept_mask, *ctx.kind_and_shape, attn_bias, out, lse)
         results = operator.default(grad_out, grad_lse, *saved, *ctx.options, needs, *offsets, *ctx.bounds)
         *grads, grad_bias = (grad if needed else None for grad, needed in zip(results, needs))
-        return (*grads, None, None, grad_bias, *no_gradient)
+        return (*grads, None, None, None, grad_bias, *no_gradient)
 
     def flops(self, *arguments: Any, out_val: Any = None, **_: Any) -> int:
         """Two products of matrices, whatever is hidden: as torch counts its own attention."""

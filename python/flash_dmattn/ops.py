@@ -24,10 +24,11 @@ def attention_forward(
     with_lse: bool = False,
     sequences: Optional[Sequences] = None,
     mask_kind: int = MASK_DENSE,
+    mask_shape: Optional[Sequence[int]] = None,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Attention and, with `keep_for_backward`, what :func:`attention_backward` wants of it.
 
-    `mask_kind` says what `attn_mask` holds: :data:`MASK_DENSE`, :data:`MASK_COLUMNS` or :data:`MASK_INTERVAL`.
+    `mask_kind` says what `attn_mask` holds. Of :data:`MASK_BITS` `mask_shape` is the dense shape that they stand for.
 
     Returns
     -------
@@ -45,7 +46,7 @@ def attention_forward(
         shape = lse_shape(query.shape, sequences)
         if shape is not None:  # else the library refuses the call
             lse = torch.empty(shape, dtype=torch.float32, device=query.device)
-    inputs = (query, key, value, attn_mask, mask_kind, attn_bias, scale, is_causal, softcap, sequences)
+    inputs = (query, key, value, attn_mask, mask_kind, mask_shape, attn_bias, scale, is_causal, softcap, sequences)
     packed_mask = _run(_C.attention_forward, query, (*inputs, out, lse, keep_for_backward))
     return out, lse, packed_mask
 
@@ -109,7 +110,7 @@ def select_interval(
         ``(B, H, Lk)``, int32: position p keeps key k when ``k <= p < end[k]``.
     """
     end = attn_bias.new_empty(attn_bias.shape, dtype=torch.int32)
-    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, end, None, None))
+    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, end, None, None, None, False))
     return end
 
 
@@ -126,8 +127,38 @@ def select_columns(
     batch, heads, len_k = attn_bias.shape
     columns = attn_bias.new_empty((batch, heads, min(keep_window_size, len_k)), dtype=torch.int32)
     counts = attn_bias.new_empty((batch, heads), dtype=torch.int32)
-    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, None, columns, counts))
+    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, None, columns, counts, None, False))
     return columns
+
+
+def select_bits(
+    attn_bias: torch.Tensor, keep_window_size: int, key_padding_mask: Optional[torch.Tensor], is_causal: bool
+) -> torch.Tensor:
+    """The keys of the `keep_window_size` largest biases of every query. Parameters as of :func:`select_interval`.
+
+    Parameters
+    ----------
+    attn_bias : torch.Tensor
+        ``(B, H, Lq, Lk)``.
+    is_causal : bool
+        Whether query q chooses among the keys up to ``q + Lk - Lq``, or among all.
+
+    Returns
+    -------
+    packed_mask : torch.Tensor
+        Bits of a mask of the shape of `attn_bias`, uint8.
+    """
+    packed_mask = _bytes_like(attn_bias, packed_mask_bytes(*attn_bias.shape))
+    outputs = (None, None, None, packed_mask, is_causal)
+    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, *outputs))
+    return packed_mask
+
+
+def pack_mask(mask: torch.Tensor) -> torch.Tensor:
+    """The bits of a dense mask ``({B|1}, {H|H_kv|1}, {Lq|1}, Lk)``, uint8."""
+    packed_mask = _bytes_like(mask, packed_mask_bytes(*mask.shape))
+    _run(_C.pack_mask, mask, (mask, mask.shape[3], packed_mask))
+    return packed_mask
 
 
 def packed_mask_bytes(batch: int, heads: int, rows: int, keys: int) -> int:

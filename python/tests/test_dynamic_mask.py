@@ -88,6 +88,83 @@ def test_rounded_biases_have_ties(dtype: torch.dtype, is_causal: bool) -> None:
         assert torch.equal(DynamicMask.topk(bias, keep, is_causal).to_dense(), definition(bias, keep, is_causal, None))
 
 
+def definition_of_rows(bias: torch.Tensor, keep: int, is_causal: bool, padding: Optional[torch.Tensor]) -> torch.Tensor:
+    """Bools ``(B, H, Lq, Lk)`` by a bias of every query."""
+    batch, heads, len_q, len_k = bias.shape
+    dense = torch.zeros(bias.shape, dtype=torch.bool)
+    for b in range(batch):
+        visible = [True] * len_k if padding is None else (padding[b] != 0).tolist()
+        for h in range(heads):
+            for q, values in enumerate(bias[b, h].float().tolist()):
+                dense[b, h, q, kept(values, visible, keep, q + len_k - len_q if is_causal else None)] = True
+    return dense
+
+
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("len_q", "len_k"), [(9, 9), (3, 9), (11, 8), (4, 1)])
+@pytest.mark.parametrize("name", BIASES)
+def test_bits_equal_the_definition(name: str, len_q: int, len_k: int, padded: bool, is_causal: bool) -> None:
+    generator = torch.Generator().manual_seed(len_q)
+    bias = BIASES[name]((3, 2, len_q, len_k), generator)
+    padding = torch.rand((3, len_k), generator=generator) < 0.7 if padded else None
+    for keep in sorted({1, max(1, len_k - 1), len_k + 3}):
+        mask = DynamicMask.topk(bias, keep, is_causal, padding)
+        assert (mask.form, mask.shape) == ("bits", bias.shape)
+        expected = definition_of_rows(bias, keep, is_causal, padding)
+        assert torch.equal(mask.to_dense(), expected), keep
+        assert mask.density() == pytest.approx(expected.float().mean().item())
+
+
+def test_rows_of_one_bias_choose_as_its_interval_says() -> None:
+    bias = torch.randn(2, 3, 1, 300)
+    assert torch.equal(
+        DynamicMask.topk(bias.expand(-1, -1, 300, -1), 40).to_dense(), DynamicMask.topk(bias, 40).to_dense()
+    )
+
+
+def test_sequences_choose_by_a_bias_of_queries() -> None:
+    bias, lengths = torch.randn(2, 3, 6, 12), torch.tensor([5, 12])
+    mask = DynamicMask.topk(bias, 4, False, cu_seqlens_k=torch.tensor([0, 5, 17]))
+    expected = definition_of_rows(bias, 4, False, torch.arange(12) < lengths[:, None])
+    assert torch.equal(mask.to_dense(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 3, 70, 200), (1, 3, 1, 33), (2, 1, 5, 128), (0, 1, 4, 4), (1, 1, 3, 0)])
+def test_a_dense_mask_comes_back(shape, dtype: torch.dtype) -> None:
+    dense = torch.rand(shape) < 0.5
+    mask = DynamicMask.from_dense(dense.to(dtype))
+    assert (mask.form, mask.shape, mask.keep_window_size) == ("bits", shape, None)
+    assert torch.equal(mask.to_dense(shape[2]), dense)
+    assert (
+        torch.equal(mask.to_dense(9), dense.expand(-1, -1, 9, -1)) if shape[2] == 1 else mask.to_dense().shape == shape
+    )
+
+
+def test_bits_have_their_own_number_of_queries() -> None:
+    mask = DynamicMask.from_dense(torch.ones(1, 1, 5, 8))
+    message = r"len_q is 4; accepted for a mask of bits of shape \(1, 1, 5, 8\): 5"
+    for method in (mask.to_dense, mask.density):
+        with pytest.raises(ValueError, match=message):
+            method(4)
+
+
+@pytest.mark.parametrize(
+    ("mask", "exception", "message"),
+    [
+        ([1], TypeError, "mask must be a torch.Tensor, got list"),
+        (torch.ones(4, 4), ValueError, r"mask.dim\(\) is 2; accepted: 4, \({B|1}, {H|H_kv|1}, {Lq|1}, Lk\)"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.complex64), TypeError, "mask.dtype is torch.complex64; accepted: bool"),
+        (torch.ones(1, 1, 4, 8)[..., ::2], ValueError, r"mask.stride\(\) is"),
+    ],
+    ids=["type", "dims", "dtype", "strides"],
+)
+def test_refusals_of_from_dense(mask, exception, message) -> None:
+    with pytest.raises(exception, match=message):
+        DynamicMask.from_dense(mask)
+
+
 def test_constant_bias_is_a_sliding_window() -> None:
     dense = DynamicMask.topk(torch.zeros(1, 1, 20), 5).to_dense()[0, 0]
     assert torch.equal(dense, torch.ones(20, 20, dtype=torch.bool).tril().triu(-4))
@@ -97,7 +174,7 @@ def test_constant_bias_is_a_sliding_window() -> None:
 def test_dtypes_of_key_padding_mask(dtype: torch.dtype) -> None:
     bias, padding = torch.randn(3, 2, 12), torch.rand(3, 12) < 0.5
     expected = DynamicMask.topk(bias, 4, key_padding_mask=padding)
-    assert torch.equal(DynamicMask.topk(bias, 4, key_padding_mask=padding.to(dtype)).lists, expected.lists)
+    assert torch.equal(DynamicMask.topk(bias, 4, key_padding_mask=padding.to(dtype)).data, expected.data)
 
 
 @pytest.mark.parametrize("is_causal", [True, False], ids=["interval", "columns"])
@@ -126,7 +203,7 @@ def test_layouts_of_the_bias() -> None:
     views = (bias[:, :, 0], bias.transpose(0, 1).contiguous().transpose(0, 1), torch.zeros(2, 3, 1, 25)[..., 2:22])
     views[2].copy_(bias)
     for view in views:
-        assert torch.equal(DynamicMask.topk(view, 6).lists, expected.lists)
+        assert torch.equal(DynamicMask.topk(view, 6).data, expected.data)
 
 
 @pytest.mark.parametrize("is_causal", [True, False], ids=["interval", "columns"])
@@ -158,7 +235,7 @@ def test_facts() -> None:
         assert mask.shape == (2, 3, 12)
         assert mask.keep_window_size == 5
         assert mask.device == torch.device("cpu")
-        assert not mask.lists.requires_grad
+        assert not mask.data.requires_grad
         assert mask.to("cpu") is mask
         moved = mask.to("meta")
         assert (moved.form, moved.shape, moved.device.type) == (mask.form, mask.shape, "meta")
@@ -172,11 +249,6 @@ BIAS = torch.zeros(2, 3, 1, 8)
 REFUSALS = {
     "bias: list": ({"attn_bias": [0.0]}, TypeError, "attn_bias must be a torch.Tensor, got list"),
     "bias: dims": ({"attn_bias": BIAS[0, 0]}, ValueError, r"attn_bias.shape is \(1, 8\); accepted: \({B|1}, "),
-    "bias: of queries": (
-        {"attn_bias": BIAS.expand(2, 3, 4, 8)},
-        ValueError,
-        r"attn_bias.shape is \(2, 3, 4, 8\); accepted: .* a bias that is the same for all queries",
-    ),
     "bias: dtype": ({"attn_bias": BIAS.double()}, TypeError, "attn_bias.dtype is float64; accepted: float16, bfloat16"),
     "bias: strides": (
         {"attn_bias": BIAS[..., ::2]},
@@ -230,6 +302,11 @@ REFUSALS = {
         ValueError,
         "cu_seqlens_k is on meta and attn_bias on cpu; accepted: the same device",
     ),
+    "sequences: causal, bias of queries": (
+        {"attn_bias": BIAS.expand(2, 3, 4, 8), "cu_seqlens_k": torch.tensor([0, 3, 6])},
+        ValueError,
+        r"cu_seqlens_k is given, is_causal is True and attn_bias.shape is \(2, 3, 4, 8\); accepted",
+    ),
     "NaN": (
         {"attn_bias": BIAS.clone().index_fill_(3, torch.tensor([2]), NAN), "check_nan": True},
         ValueError,
@@ -246,12 +323,16 @@ def test_refusals(name: str) -> None:
 
 
 LISTS = torch.zeros(1, 2, 8, dtype=torch.int32)
+BITS = torch.zeros(80, dtype=torch.uint8)
 REFUSALS_OF_THE_CLASS = {
-    "form": (("dense", LISTS, 8, 4), ValueError, "form is 'dense'; accepted: 'interval' or 'columns'"),
-    "lists": (("columns", None, 8, 4), TypeError, "lists must be a torch.Tensor, got NoneType"),
-    "dtype": (("columns", LISTS.long(), 8, 4), TypeError, "lists.dtype is int64; accepted: int32"),
-    "dims": (("columns", LISTS[0], 8, 4), ValueError, r"lists.shape is \(2, 8\); accepted: \(B, H, W\)"),
-    "keys": (("interval", LISTS, 9, 4), ValueError, r"lists.shape is \(1, 2, 8\); accepted: \(B, H, Lk\) with Lk = 9"),
+    "form": (("dense", LISTS, (1, 2, 8)), ValueError, "form is 'dense'; accepted: 'interval', 'columns', 'bits'"),
+    "data": (("columns", None, (1, 2, 8)), TypeError, "data must be a torch.Tensor, got NoneType"),
+    "dtype": (("columns", LISTS.long(), (1, 2, 8)), TypeError, "data.dtype is int64; accepted for 'columns': int32"),
+    "shape": (("columns", LISTS, (1, 8)), ValueError, r"shape is \(1, 8\); accepted for 'columns': 3 extents, \("),
+    "dims": (("columns", LISTS[0], (1, 2, 8)), ValueError, r"data.shape is \(2, 8\); accepted for shape \(1, 2, 8\)"),
+    "keys": (("interval", LISTS, (1, 2, 9)), ValueError, r"data.shape is \(1, 2, 8\); accepted .*: \(1, 2, 9\)"),
+    "heads": (("columns", LISTS, (1, 3, 9)), ValueError, r"data.shape is \(1, 2, 8\); accepted .*: \(1, 3, 8\)"),
+    "bits": (("bits", BITS, (1, 1, 4, 9)), ValueError, r"data.shape is \(80,\); accepted .*: \(68,\)"),
 }
 
 
@@ -264,7 +345,7 @@ def test_refusals_of_the_class(name: str) -> None:
 
 def test_numbers_pass_the_check_for_nan() -> None:
     bias = torch.tensor([[[1.0, -INF, INF]]])
-    assert torch.equal(DynamicMask.topk(bias, 2, check_nan=True).lists, DynamicMask.topk(bias, 2).lists)
+    assert torch.equal(DynamicMask.topk(bias, 2, check_nan=True).data, DynamicMask.topk(bias, 2).data)
 
 
 PLACES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", id="cuda", marks=pytest.mark.gpu)]
@@ -282,12 +363,38 @@ def test_opcheck(is_causal: bool, operator: str, padded: bool, device: str) -> N
     torch.library.opcheck(function, arguments)
 
 
+@pytest.mark.parametrize("device", PLACES)
+def test_opcheck_of_bits(device: str) -> None:
+    bias = torch.randn(2, 3, 7, 12, device=device, requires_grad=True)
+    with Recorder() as recorder:
+        DynamicMask.topk(bias, 5)
+        DynamicMask.from_dense(bias)
+    names = [function.overloadpacket.__name__ for function, _ in recorder.calls]
+    assert names == ["select_bits", "pack_mask"]
+    for function, arguments in recorder.calls:
+        torch.library.opcheck(function, arguments)
+
+
 @pytest.mark.parametrize("is_causal", [True, False], ids=["interval", "columns"])
 def test_shapes_without_values(is_causal: bool) -> None:
     with FakeTensorMode():
         mask = DynamicMask.topk(torch.empty(2, 3, 1, 12), 5, is_causal)
         assert mask.to_dense(4).shape == (2, 3, 4, 12)
-    assert mask.lists.shape == (2, 3, 12 if is_causal else 5)
+    assert mask.data.shape == (2, 3, 12 if is_causal else 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", BIASES)
+def test_cuda_selects_the_bits_that_the_cpu_selects(name: str, dtype: torch.dtype, is_causal: bool) -> None:
+    for len_q, len_k in ((70, 1), (33, 130), (130, 33), (50, 3000)):
+        bias = BIASES[name]((2, 2, len_q, len_k), torch.Generator().manual_seed(len_k)).to(dtype)
+        for keep in sorted({1, len_k // 8 + 1, max(1, len_k - 1), len_k}):
+            expected = DynamicMask.topk(bias, keep, is_causal)
+            on_cuda = DynamicMask.topk(bias.cuda(), keep, is_causal)
+            assert torch.equal(on_cuda.data.cpu(), expected.data), (len_q, len_k, keep)
+            assert torch.equal(DynamicMask.from_dense(expected.to_dense().cuda()).data.cpu(), expected.data)
 
 
 @pytest.mark.gpu
@@ -303,4 +410,4 @@ def test_cuda_selects_what_the_cpu_selects(name: str, len_k: int, dtype: torch.d
         for given in (None, padding):
             expected = DynamicMask.topk(bias, keep, is_causal, given)
             on_cuda = DynamicMask.topk(bias.cuda(), keep, is_causal, None if given is None else given.cuda())
-            assert torch.equal(on_cuda.lists.cpu(), expected.lists), (keep, given is not None)
+            assert torch.equal(on_cuda.data.cpu(), expected.data), (keep, given is not None)

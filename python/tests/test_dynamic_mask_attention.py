@@ -147,7 +147,7 @@ def test_a_compiled_function_may_return_one(is_causal: bool) -> None:
     compiled = torch.compile(lambda bias: DynamicMask.topk(bias, KEEP, is_causal), fullgraph=True, backend="aot_eager")
     mask, expected = compiled(bias), DynamicMask.topk(bias, KEEP, is_causal)
     assert repr(mask) == repr(expected)
-    assert torch.equal(mask.lists, expected.lists)
+    assert torch.equal(mask.data, expected.data)
 
 
 @FORMS
@@ -179,14 +179,14 @@ def test_the_lists_are_what_is_kept(is_causal: bool) -> None:
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda kept: kept):
         flash_dmattn_func(**leaves, attn_mask=mask, is_causal=is_causal)
-    assert [tensor.data_ptr() for tensor in saved if not tensor.is_floating_point()] == [mask.lists.data_ptr()]
+    assert [tensor.data_ptr() for tensor in saved if not tensor.is_floating_point()] == [mask.data.data_ptr()]
 
 
 def test_changing_the_lists_before_backward_is_refused() -> None:
     leaves = tensors()
     mask = DynamicMask.topk(leaves["attn_bias"], KEEP)
     out = flash_dmattn_func(**leaves, attn_mask=mask)
-    mask.lists.zero_()
+    mask.data.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
 
@@ -200,6 +200,32 @@ def test_explain_takes_one(capsys) -> None:
     assert wrong.faults[0].startswith("attn_mask.shape is (1, 1, 7); accepted: ({B|1}, {H|H_kv|1}, Lk) with B = 2")
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 40, 40), (2, 2, 40, 40), (1, 1, 1, 40)])
+@pytest.mark.parametrize("is_causal", [False, True])
+@PLACES
+def test_a_packed_mask_serves_causal_and_other_calls(place, is_causal: bool, shape) -> None:
+    leaves = tensors(place)
+    dense = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(place[0]) < 0.4
+    options = {"is_causal": is_causal, "deterministic": True}
+    packed = results(flash_dmattn_func, leaves, attn_mask=DynamicMask.from_dense(dense), **options)
+    assert_all_equal(packed, results(flash_dmattn_func, leaves, attn_mask=dense, **options))
+
+
+@PLACES
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_with_bits(place, dynamic: bool) -> None:
+    def step(**leaves: torch.Tensor) -> torch.Tensor:
+        leaves["attn_bias"] = leaves["attn_bias"] * leaves["query"].mean(dim=(2, 3))[:, None, :, None]
+        return flash_dmattn_func(**leaves, keep_window_size=KEEP, is_causal=True, deterministic=True)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=counter)
+    for length in (40, 57) if dynamic else (40,):
+        leaves = tensors(place, length)
+        assert_all_equal(results(compiled, leaves), results(step, leaves))
+    assert counter.frame_count == 1
+
+
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "flex"])
 SHAPES = {"keys": (2, 2, LENGTH - 1), "one key": (1, 1, 1), "heads": (2, 3, LENGTH), "batch": (3, 2, LENGTH)}
 
@@ -210,6 +236,14 @@ SHAPES = {"keys": (2, 2, LENGTH - 1), "one key": (1, 1, 1), "heads": (2, 3, LENG
 def test_masks_of_other_extents_are_refused(name: str, is_causal: bool, backend: str) -> None:
     mask = DynamicMask.topk(torch.zeros(SHAPES[name]), KEEP, is_causal)
     with pytest.raises(ValueError, match=r"attn_mask\.shape is \(\d, \d, \d+\); accepted: \({B|1}, {H|H_kv|1}, "):
+        flash_dmattn_func_auto(backend)(**tensors(), attn_mask=mask)
+
+
+@BACKENDS
+@pytest.mark.parametrize("shape", [(2, 2, LENGTH, LENGTH - 1), (2, 2, LENGTH - 1, LENGTH), (2, 3, 1, LENGTH)])
+def test_bits_of_other_extents_are_refused(shape, backend: str) -> None:
+    mask = DynamicMask.from_dense(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"attn_mask\.shape is \(\d, \d, \d+, \d+\); accepted: \({B|1}, {H|H_kv|1}, "):
         flash_dmattn_func_auto(backend)(**tensors(), attn_mask=mask)
 
 
@@ -231,11 +265,6 @@ BIAS = torch.zeros(2, 2, 1, LENGTH)
 REFUSALS = {
     "a mask too": ({"attn_mask": BIAS}, ValueError, "keep_window_size is 9 and attn_mask is given too; accepted: one"),
     "no bias": ({"attn_bias": None}, ValueError, "keep_window_size is 9 and attn_bias is None; accepted: with the"),
-    "bias of queries": (
-        {"attn_bias": BIAS.expand(2, 2, LENGTH, LENGTH)},
-        ValueError,
-        "attn_bias.shape is .* a bias that is the same for all queries",
-    ),
     "zero": ({"keep_window_size": 0}, ValueError, "keep_window_size is 0; accepted: 1 or more"),
     "no int": ({"keep_window_size": 0.5}, TypeError, "keep_window_size must be an int, got 0.5"),
     "is_causal": ({"is_causal": 1}, TypeError, "is_causal must be a bool"),

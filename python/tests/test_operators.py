@@ -415,7 +415,7 @@ def test_a_mask_that_was_not_kept_is_refused() -> None:
     query, mask = torch.randn(1, 4, 1, 8, requires_grad=True), torch.ones(1, 1, 4, 4)
     with pytest.raises(RuntimeError, match="keep_mask is False in a call that is differentiated; accepted: True"):
         torch.ops.flash_dmattn.attention(
-            query, query, query, mask, ops.MASK_DENSE, None, None, False, None, False, False
+            query, query, query, mask, ops.MASK_DENSE, None, None, None, False, None, False, False
         )
 
 

@@ -89,7 +89,7 @@ def test_gradients_of_pages_are_refused_by_the_operator_too() -> None:
     tensors, sequences = list(call.values())[:3], list(call.values())[3:]
     with pytest.raises(RuntimeError, match="block_table is given and a gradient of key is asked for"):
         torch.ops.flash_dmattn.attention_varlen(
-            *tensors, None, ops.MASK_DENSE, None, None, False, None, False, False, *sequences
+            *tensors, None, ops.MASK_DENSE, None, None, None, False, None, False, False, *sequences
         )
 
 

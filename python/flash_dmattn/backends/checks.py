@@ -6,7 +6,7 @@ from typing import Any, List, Optional, Sequence, Tuple, Type
 
 import torch
 
-from flash_dmattn.dynamic_mask import LIST_DIMS, AttentionMask, DynamicMask
+from flash_dmattn.dynamic_mask import AttentionMask, DynamicMask
 from flash_dmattn.inputs import check_types
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -155,7 +155,8 @@ def _score_refusals(
     len_k, heads_kv = key.shape[1:3]
     dims, accepted = SCORE_DIMS, ((1, batch), (1, heads_kv, heads), (1, len_q), (1, len_k))
     if isinstance(tensor, DynamicMask):
-        dims, accepted = LIST_DIMS, (*accepted[:2], (len_k,))
+        dims = tensor.dims
+        accepted = (*accepted[: len(tensor.shape) - 1], (len_k,))
     if all(extent in extents for extent, extents in zip(tensor.shape, accepted)):
         return []
     extents = f"B = {batch}, H = {heads}, H_kv = {heads_kv}, Lq = {len_q}, Lk = {len_k}"

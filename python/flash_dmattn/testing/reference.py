@@ -138,7 +138,9 @@ def _scores_of(tensor: Optional[AttentionMask], b: int, len_q: int, len_k: int) 
     """A mask or bias of sequence `b`; dimensions of extent 1 broadcast."""
     if tensor is None:
         return None
-    if isinstance(tensor, DynamicMask):
+    if isinstance(tensor, DynamicMask) and tensor.form == "bits":
+        tensor = tensor.to_dense()
+    elif isinstance(tensor, DynamicMask):
         # From the first position of any query on, a row a position; query 0 of the sequence is at len_k - len_q.
         before = max(0, len_q - len_k)
         rows_of_positions = tensor.to_dense(tensor.len_k + before)
