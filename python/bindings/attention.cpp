@@ -1,9 +1,8 @@
 #include "attention.hpp"
 
 #include <cstdint>
-#include <memory>
-#include <new>
 
+#include "call.hpp"
 #include "error.hpp"
 #include "fdma/attention.h"
 #include "scalar.hpp"
@@ -11,46 +10,6 @@
 
 namespace fdma::python {
 namespace {
-
-// Scratch of one call. On CUDA torch allocates it, so that its caching allocator orders reuse on the stream; on the CPU
-// the call is over when the scratch goes, and asking torch would cost as much as the rest of a small call.
-class Scratch {
- public:
-  // `allocate(query, bytes)` returns a tensor of that many bytes on the device of query.
-  Scratch(size_t bytes, fdma_device device, nb::handle query, nb::handle allocate) {
-    if (bytes == 0) return;
-    if (device.type == FDMA_DEVICE_CPU) {
-      host_.reset(::operator new(bytes, kAlignment));
-      data_ = host_.get();
-    } else {
-      tensor_ = allocate(query, bytes);
-      data_ = read_tensor(tensor_, "workspace").tensor.data;
-    }
-  }
-  void* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{FDMA_WORKSPACE_ALIGNMENT};
-  struct Release {
-    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
-  };
-
-  std::unique_ptr<void, Release> host_;
-  nb::object tensor_;
-  void* data_ = nullptr;
-};
-
-fdma_tensor read_on(fdma_device device, nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kNumbers) {
-  const TensorView view = read_tensor(object, name, dtypes);
-  check_same_device(view, name, device);
-  return view.tensor;
-}
-
-// None leaves the tensor "not given".
-fdma_tensor read_optional(fdma_device device, nb::handle object, const char* name,
-                          DtypeSet dtypes = DtypeSet::kNumbers) {
-  return object.is_none() ? fdma_tensor{} : read_on(device, object, name, dtypes);
-}
 
 // None, or (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_table).
 template <typename Params>
@@ -80,7 +39,17 @@ void read_inputs(Params& params, nb::handle query, nb::handle key, nb::handle va
   params.num_threads = num_threads;
 }
 
-fdma_stream stream_from(uintptr_t stream) { return reinterpret_cast<fdma_stream>(stream); }
+// A mask of any kind. Bits stand for scores of the dense shape `shape`; other kinds have their tensor's.
+fdma_mask read_mask(fdma_device device, nb::handle mask, int mask_kind, nb::handle shape, const char* name) {
+  if (mask.is_none()) return {};
+  const DtypeSet dtypes = mask_kind == FDMA_MASK_DENSE ? DtypeSet::kMask : DtypeSet::kNumbers;
+  fdma_tensor tensor = read_on(device, mask, name, dtypes);
+  if (mask_kind == FDMA_MASK_BITS) {
+    tensor = {tensor.data, tensor.dtype, 4, {}, {}};
+    for (int i = 0; i < 4; ++i) tensor.shape[i] = nb::cast<int64_t>(shape[i]);
+  }
+  return {static_cast<fdma_mask_kind>(mask_kind), tensor};
+}
 
 // Room for the packed form of a mask that has passed validation.
 nb::object allocate_packed_mask(fdma_attention_forward_params& params, nb::handle query, nb::handle allocate) {
@@ -92,19 +61,17 @@ nb::object allocate_packed_mask(fdma_attention_forward_params& params, nb::handl
   return packed;
 }
 
-nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask,
-                             nb::handle attn_bias, nb::handle scale, nb::handle is_causal, nb::handle softcap,
-                             nb::handle sequences, nb::handle out, nb::handle lse, bool keep_mask, int32_t num_threads,
-                             uintptr_t stream, nb::handle allocate) {
+nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask, int mask_kind,
+                             nb::handle mask_shape, nb::handle attn_bias, nb::handle scale, nb::handle is_causal,
+                             nb::handle softcap, nb::handle sequences, nb::handle out, nb::handle lse, bool keep_mask,
+                             int32_t num_threads, uintptr_t stream, nb::handle allocate) {
   fdma_attention_forward_params params;
   fdma_attention_forward_params_init(&params);
   read_inputs(params, query, key, value, attn_bias, scale, is_causal, softcap, sequences, num_threads);
   if (!sequences.is_none()) {
     params.block_table = read_optional(params.device, sequences[4], "block_table", DtypeSet::kPages);
   }
-  if (!attn_mask.is_none()) {
-    params.mask = {FDMA_MASK_DENSE, read_on(params.device, attn_mask, "attn_mask", DtypeSet::kMask)};
-  }
+  params.mask = read_mask(params.device, attn_mask, mask_kind, mask_shape, "attn_mask");
   params.out = read_on(params.device, out, "out");
   params.lse = read_optional(params.device, lse, "lse");
 
@@ -124,25 +91,16 @@ nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value,
   return packed_mask;
 }
 
-// A packed mask of the dense shape `shape`, or no mask.
-fdma_mask read_packed_mask(fdma_device device, nb::handle packed_mask, nb::handle shape) {
-  if (packed_mask.is_none()) return {};
-  const fdma_tensor packed = read_on(device, packed_mask, "packed_mask");
-  fdma_mask mask{FDMA_MASK_BITS, {packed.data, FDMA_UINT8, 4, {}, {}}};
-  for (int i = 0; i < 4; ++i) mask.tensor.shape[i] = nb::cast<int64_t>(shape[i]);
-  return mask;
-}
-
 void attention_backward(nb::handle grad_out, nb::handle grad_lse, nb::handle query, nb::handle key, nb::handle value,
-                        nb::handle packed_mask, nb::handle mask_shape, nb::handle attn_bias, nb::handle out,
-                        nb::handle lse, nb::handle scale, nb::handle is_causal, nb::handle softcap,
+                        nb::handle kept_mask, int mask_kind, nb::handle mask_shape, nb::handle attn_bias,
+                        nb::handle out, nb::handle lse, nb::handle scale, nb::handle is_causal, nb::handle softcap,
                         nb::handle sequences, bool deterministic, nb::handle grad_query, nb::handle grad_key,
                         nb::handle grad_value, nb::handle grad_bias, int32_t num_threads, uintptr_t stream,
                         nb::handle allocate) {
   fdma_attention_backward_params params;
   fdma_attention_backward_params_init(&params);
   read_inputs(params, query, key, value, attn_bias, scale, is_causal, softcap, sequences, num_threads);
-  params.mask = read_packed_mask(params.device, packed_mask, mask_shape);
+  params.mask = read_mask(params.device, kept_mask, mask_kind, mask_shape, "kept_mask");
   params.deterministic = deterministic;
   params.out = read_on(params.device, out, "out");
   params.lse = read_on(params.device, lse, "lse");
@@ -166,17 +124,21 @@ void attention_backward(nb::handle grad_out, nb::handle grad_lse, nb::handle que
 }  // namespace
 
 void bind_attention(nb::module_& module) {
+  module.attr("MASK_DENSE") = static_cast<int>(FDMA_MASK_DENSE);
+  module.attr("MASK_BITS") = static_cast<int>(FDMA_MASK_BITS);
+  module.attr("MASK_COLUMNS") = static_cast<int>(FDMA_MASK_COLUMNS);
+  module.attr("MASK_INTERVAL") = static_cast<int>(FDMA_MASK_INTERVAL);
   const auto optional = [](const char* name) { return nb::arg(name).none(); };
   module.def("attention_forward", &attention_forward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
-             optional("attn_mask"), optional("attn_bias"), optional("scale"), optional("is_causal"),
-             optional("softcap"), optional("sequences"), nb::arg("out"), optional("lse"), nb::arg("keep_mask"),
-             nb::arg("num_threads"), nb::arg("stream"), nb::arg("allocate"));
+             optional("attn_mask"), nb::arg("mask_kind"), optional("mask_shape"), optional("attn_bias"),
+             optional("scale"), optional("is_causal"), optional("softcap"), optional("sequences"), nb::arg("out"),
+             optional("lse"), nb::arg("keep_mask"), nb::arg("num_threads"), nb::arg("stream"), nb::arg("allocate"));
   module.def("attention_backward", &attention_backward, nb::arg("grad_out"), optional("grad_lse"), nb::arg("query"),
-             nb::arg("key"), nb::arg("value"), optional("packed_mask"), optional("mask_shape"), optional("attn_bias"),
-             nb::arg("out"), nb::arg("lse"), optional("scale"), optional("is_causal"), optional("softcap"),
-             optional("sequences"), nb::arg("deterministic"), optional("grad_query"), optional("grad_key"),
-             optional("grad_value"), optional("grad_bias"), nb::arg("num_threads"), nb::arg("stream"),
-             nb::arg("allocate"));
+             nb::arg("key"), nb::arg("value"), optional("kept_mask"), nb::arg("mask_kind"), optional("mask_shape"),
+             optional("attn_bias"), nb::arg("out"), nb::arg("lse"), optional("scale"), optional("is_causal"),
+             optional("softcap"), optional("sequences"), nb::arg("deterministic"), optional("grad_query"),
+             optional("grad_key"), optional("grad_value"), optional("grad_bias"), nb::arg("num_threads"),
+             nb::arg("stream"), nb::arg("allocate"));
 }
 
 }  // namespace fdma::python

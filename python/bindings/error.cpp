@@ -38,9 +38,11 @@ std::string last_message() {
   return message;
 }
 
-void check(fdma_status status) {
+void check(fdma_status status, Names names) {
   if (status == FDMA_SUCCESS) return;
-  PyErr_SetString(exception_type(status), last_message().c_str());
+  std::string message = last_message();
+  for (const auto& [from, to] : names) replace_all(message, from, to);
+  PyErr_SetString(exception_type(status), message.c_str());
   throw nanobind::python_error();
 }
 

@@ -11,6 +11,7 @@
 #include "error.hpp"
 #include "fdma/device.h"
 #include "fdma/version.h"
+#include "selection.hpp"
 
 namespace fdma::python {
 namespace {
@@ -34,6 +35,7 @@ NB_MODULE(_C, module) {
   module.def("cuda_built", [] { return fdma_cuda_built() != 0; });
   module.def("cuda_unsupported_reason", &cuda_unsupported_reason);
   bind_attention(module);
+  bind_selection(module);
 }
 
 }  // namespace fdma::python

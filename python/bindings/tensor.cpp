@@ -229,12 +229,12 @@ TensorView read_tensor(nb::handle object, const char* name, DtypeSet dtypes) {
   return describe(object, name, source, dtypes);
 }
 
-void check_same_device(const TensorView& view, const char* name, fdma_device device) {
+void check_same_device(const TensorView& view, const char* name, fdma_device device, const char* of) {
   if (view.device.type == device.type && view.device.index == device.index) return;
   const auto text = [](fdma_device d) {
     return d.type == FDMA_DEVICE_CPU ? std::string("cpu") : "cuda:" + std::to_string(d.index);
   };
-  throw nb::value_error((std::string(name) + " is on " + text(view.device) + " and query on " + text(device) +
+  throw nb::value_error((std::string(name) + " is on " + text(view.device) + " and " + of + " on " + text(device) +
                          "; all tensors of a call must be on one device")
                             .c_str());
 }

@@ -28,7 +28,7 @@ enum class DtypeSet {
 // that it cannot describe.
 TensorView read_tensor(nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kNumbers);
 
-// Raises ValueError unless `view` lies on `device`, the device of query.
-void check_same_device(const TensorView& view, const char* name, fdma_device device);
+// Raises ValueError unless `view` lies on `device`, the device of the tensor called `of`.
+void check_same_device(const TensorView& view, const char* name, fdma_device device, const char* of);
 
 }  // namespace fdma::python

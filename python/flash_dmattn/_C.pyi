@@ -8,6 +8,10 @@ from torch import Tensor
 from flash_dmattn.sequences import Sequences
 
 __version__: str
+MASK_DENSE: int
+MASK_BITS: int
+MASK_COLUMNS: int
+MASK_INTERVAL: int
 
 def build_info() -> str:
     """Version, CUDA architectures and compiler, CPU instruction sets, on one line."""
@@ -23,6 +27,8 @@ def attention_forward(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None,
+    mask_kind: int,
+    mask_shape: Sequence[int] | None,
     attn_bias: Tensor | None,
     scale: float | None,
     is_causal: bool | None,
@@ -35,7 +41,9 @@ def attention_forward(
     stream: int,
     allocate: Callable[[Tensor, int], Tensor],
 ) -> Tensor | None:
-    """Write `out` and, where given, `lse`; with `keep_mask` return a given mask in its packed form.
+    """Write `out` and, where given, `lse`; with `keep_mask` return a dense mask in its packed form.
+
+    `mask_shape`, for bits, is the dense shape that `attn_mask` stands for.
 
     `allocate(query, bytes)` makes the packed mask and, on CUDA, scratch. `num_threads` is for the CPU, `stream` (the
     raw pointer) for CUDA. With `sequences` the shapes are those of variable lengths or pages.
@@ -47,7 +55,8 @@ def attention_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    packed_mask: Tensor | None,
+    kept_mask: Tensor | None,
+    mask_kind: int,
     mask_shape: Sequence[int] | None,
     attn_bias: Tensor | None,
     out: Tensor,
@@ -65,4 +74,29 @@ def attention_backward(
     stream: int,
     allocate: Callable[[Tensor, int], Tensor],
 ) -> None:
-    """Write the gradients that are given."""
+    """Write the gradients that are given. `mask_shape` as in forward."""
+
+def select_keys(
+    attn_bias: Tensor,
+    key_padding_mask: Tensor | None,
+    keep_window_size: int,
+    end: Tensor | None,
+    columns: Tensor | None,
+    counts: Tensor | None,
+    packed_mask: Tensor | None,
+    is_causal: bool,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Write `end`, or `columns` and `counts`, or `packed_mask`, to which `is_causal` belongs."""
+
+def pack_mask(
+    mask: Tensor,
+    len_k: int,
+    packed_mask: Tensor,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Write the bits of a dense mask."""

@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 
 from flash_dmattn.calls import Result, attend
+from flash_dmattn.dynamic_mask import AttentionMask, selected_mask
 from flash_dmattn.inputs import check_types
 from flash_dmattn.layouts import APART
 
@@ -13,7 +14,7 @@ def flash_dmattn_func(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: Optional[bool] = None,
@@ -21,6 +22,7 @@ def flash_dmattn_func(
     deterministic: Optional[bool] = None,
     *,
     return_lse: bool = False,
+    keep_window_size: Optional[int] = None,
 ) -> Result:
     """Attention with a mask and a bias, by libfdma: CUDA tensors run its kernels, CPU tensors its CPU backend.
 
@@ -40,9 +42,9 @@ def flash_dmattn_func(
         ``(B, Lq, H, D)``. float16 or bfloat16 on CUDA; those or float32 on the CPU. ``D`` is a multiple of 8 up to 256.
     key, value : torch.Tensor
         ``(B, Lk, H_kv, D)``, of the dtype and device of `query`; ``H`` is a multiple of ``H_kv``.
-    attn_mask : torch.Tensor, optional
+    attn_mask : torch.Tensor or DynamicMask, optional
         ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``, bool or any integer or floating dtype: non-zero is visible. It is a
-        choice, not a weight: no gradient flows to it.
+        choice, not a weight: no gradient flows to it. Or a :class:`flash_dmattn.DynamicMask` of ``Lk`` keys.
     attn_bias : torch.Tensor, optional
         ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``, float16, bfloat16 or float32, whatever the dtype of `query`. Its
         gradient has the bias's own shape and dtype.
@@ -56,6 +58,9 @@ def flash_dmattn_func(
         Make backward bitwise reproducible. Default: what ``torch.use_deterministic_algorithms`` has set.
     return_lse : bool
         Return the lse too.
+    keep_window_size : int, optional
+        Attend to the keys that ``DynamicMask.topk(attn_bias, keep_window_size, is_causal)`` selects. `attn_bias` is
+        then given, the same for all queries, and `attn_mask` is not.
 
     Returns
     -------
@@ -86,7 +91,14 @@ def flash_dmattn_func(
     >>> keep = bias.topk(32, dim=-1).values[..., -1:] <= bias
     >>> flash_dmattn_func(query, key, value, attn_mask=keep, attn_bias=bias, is_causal=True).shape
     torch.Size([1, 128, 4, 64])
+
+    Each query keeps the 32 keys of largest bias up to itself:
+
+    >>> flash_dmattn_func(query, key, value, attn_bias=bias, is_causal=True, keep_window_size=32).shape
+    torch.Size([1, 128, 4, 64])
     """
     check_types(query, key, value, attn_mask, attn_bias, deterministic, return_lse)
+    if keep_window_size is not None:
+        attn_mask = selected_mask(attn_mask, attn_bias, keep_window_size, is_causal)
     tensors = (query, key, value)
     return attend(APART, tensors, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, return_lse)

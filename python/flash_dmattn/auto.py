@@ -8,8 +8,9 @@ import torch
 
 from flash_dmattn.backends import BACKENDS, choose_backend, find_backend
 from flash_dmattn.backends.base import AttentionFunction, Backend, CallKind
-from flash_dmattn.inputs import not_a_tensor
+from flash_dmattn.dynamic_mask import AttentionMask, selected_mask
 from flash_dmattn.operators import is_compiling
+from flash_dmattn.refusals import not_a_tensor
 
 # What can run does not change while a process lives, and asking costs more than a small call. Refusals are not kept.
 _choose_backend: Callable[[CallKind], Backend] = lru_cache(maxsize=None)(choose_backend)
@@ -63,7 +64,7 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attn_mask: Optional[torch.Tensor] = None,
+        attn_mask: Optional[AttentionMask] = None,
         attn_bias: Optional[torch.Tensor] = None,
         scale: Optional[float] = None,
         is_causal: Optional[bool] = None,
@@ -71,8 +72,11 @@ def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
         deterministic: Optional[bool] = None,
         *,
         return_lse: bool = False,
+        keep_window_size: Optional[int] = None,
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Attention; see :func:`flash_dmattn.flash_dmattn_func`."""
+        if keep_window_size is not None:
+            attn_mask = selected_mask(attn_mask, attn_bias, keep_window_size, is_causal)
         chosen = _choose(forced, query, softcap, deterministic)
         options = (scale, is_causal, softcap, deterministic)
         return chosen.attention(query, key, value, attn_mask, attn_bias, *options, return_lse=return_lse)

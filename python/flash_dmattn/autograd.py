@@ -18,7 +18,8 @@ def gradients(
     grad_out: Optional[torch.Tensor],
     grad_lse: Optional[torch.Tensor],
     tensors: Sequence[torch.Tensor],
-    packed_mask: Optional[torch.Tensor],
+    kept_mask: Optional[torch.Tensor],
+    mask_kind: int,
     mask_shape: Optional[Sequence[int]],
     attn_bias: Optional[torch.Tensor],
     out: torch.Tensor,
@@ -41,7 +42,8 @@ def gradients(
         grad_out,
         grad_lse,
         *layout.split(tensors),
-        packed_mask,
+        kept_mask,
+        mask_kind,
         mask_shape,
         attn_bias,
         out,
@@ -59,33 +61,52 @@ def shape_of_packed(attn_mask: torch.Tensor, key: torch.Tensor, sequences: Optio
     return (*attn_mask.shape[:3], key.shape[1] if sequences is None else sequences.max_seqlen_k)
 
 
+def kept_for_backward(
+    attn_mask: Optional[torch.Tensor],
+    mask_kind: int,
+    mask_shape: Optional[Sequence[int]],
+    packed_mask: Optional[torch.Tensor],
+    key: torch.Tensor,
+    sequences: Optional[Sequences],
+) -> Tuple[Optional[torch.Tensor], int, Optional[Sequence[int]]]:
+    """What backward reads of a mask, its kind and, of bits, the shape of the scores that they stand for.
+
+    A dense mask is kept as bits, others as they are.
+    """
+    if attn_mask is None or mask_kind != ops.MASK_DENSE:
+        return attn_mask, mask_kind, mask_shape
+    return packed_mask, ops.MASK_BITS, shape_of_packed(attn_mask, key, sequences)
+
+
 class Attention(torch.autograd.Function):
-    """Saves the inputs, the output, the lse and the mask as bits; recomputes the scores in backward."""
+    """Saves the inputs, the output, the lse and the mask as bits or lists; recomputes the scores in backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        call: Tuple[Layout, Optional[torch.Tensor], Options, bool, bool, Optional[Sequences]],
+        call: Tuple[
+            Layout, Optional[torch.Tensor], int, Optional[Sequence[int]], Options, bool, bool, Optional[Sequences]
+        ],
         attn_bias: Optional[torch.Tensor],
         *tensors: torch.Tensor,
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
         """Run attention and keep what backward reads.
 
-        `call` is (layout, attn_mask, options, deterministic, return_lse, sequences), one argument because each costs;
-        `tensors` hold query, key and value in the layout.
+        `call` is (layout, attn_mask, mask_kind, mask_shape, options, deterministic, return_lse, sequences), one
+        argument because each costs; `tensors` hold query, key and value in the layout.
         """
-        layout, attn_mask, options, deterministic, return_lse, sequences = call
+        layout, attn_mask, mask_kind, mask_shape, options, deterministic, return_lse, sequences = call
         query, key, value = layout.split(tensors)
         out, lse, packed_mask = ops.attention_forward(
-            query, key, value, attn_mask, attn_bias, *options, True, True, sequences
+            query, key, value, attn_mask, attn_bias, *options, True, True, sequences, mask_kind, mask_shape
         )
-        if sequences is None:
-            ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors)
-        else:
-            ctx.save_for_backward(packed_mask, attn_bias, out, lse, *tensors, *sequences.offsets)
         # The dense mask itself is not kept.
-        mask_shape = None if attn_mask is None else shape_of_packed(attn_mask, key, sequences)
-        ctx.call = (layout, mask_shape, options, deterministic, None if sequences is None else sequences.bounds)
+        kept = kept_for_backward(attn_mask, mask_kind, mask_shape, packed_mask, key, sequences)
+        if sequences is None:
+            ctx.save_for_backward(kept[0], attn_bias, out, lse, *tensors)
+        else:
+            ctx.save_for_backward(kept[0], attn_bias, out, lse, *tensors, *sequences.offsets)
+        ctx.call = (layout, kept[1:], options, deterministic, None if sequences is None else sequences.bounds)
         # So that a gradient that lse does not have costs nothing.
         ctx.set_materialize_grads(False)
         return (out, lse) if return_lse else out
@@ -96,11 +117,11 @@ class Attention(torch.autograd.Function):
         ctx: Any, grad_out: Optional[torch.Tensor], grad_lse: Optional[torch.Tensor] = None
     ) -> Tuple[Optional[torch.Tensor], ...]:
         """Compute the gradients that are needed, in the order of forward's arguments."""
-        packed_mask, attn_bias, out, lse, *tensors = ctx.saved_tensors
+        kept_mask, attn_bias, out, lse, *tensors = ctx.saved_tensors
         _, needs_bias, *needs = ctx.needs_input_grad
         if grad_out is None and grad_lse is None:
             return (None,) * (2 + len(needs))
-        layout, mask_shape, options, deterministic, bounds = ctx.call
+        layout, kind_and_shape, options, deterministic, bounds = ctx.call
         sequences = None
         if bounds is not None:
             *tensors, cu_seqlens_q, cu_seqlens_k = tensors
@@ -110,8 +131,8 @@ class Attention(torch.autograd.Function):
             grad_out,
             grad_lse,
             tensors,
-            packed_mask,
-            mask_shape,
+            kept_mask,
+            *kind_and_shape,
             attn_bias,
             out,
             lse,

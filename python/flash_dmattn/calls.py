@@ -6,6 +6,7 @@ import torch
 
 from flash_dmattn import ops
 from flash_dmattn.autograd import record
+from flash_dmattn.dynamic_mask import AttentionMask
 from flash_dmattn.inputs import autocast_may_be_enabled, check_scalars, in_autocast_dtype, needs_gradient
 from flash_dmattn.layouts import Layout
 from flash_dmattn.operators import call_operator, operator_is_needed
@@ -18,7 +19,7 @@ Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 def attend(
     layout: Layout,
     tensors: Sequence[torch.Tensor],
-    attn_mask: Optional[torch.Tensor],
+    attn_mask: Optional[AttentionMask],
     attn_bias: Optional[torch.Tensor],
     scale: Optional[float],
     is_causal: Optional[bool],
@@ -32,6 +33,10 @@ def attend(
     A call goes one of three ways: as an operator where torch watches it, through autograd where a gradient is needed,
     and otherwise straight to the library.
     """
+    mask_kind, mask_shape = ops.MASK_DENSE, None
+    if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
+        attn_mask.check_keys(_keys_of(layout, tensors, sequences))
+        attn_mask, mask_kind, mask_shape = attn_mask.data, attn_mask.kind, attn_mask.shape
     described = tensors if sequences is None else (*tensors, *sequences.offsets)
     watched = operator_is_needed(described, attn_mask, attn_bias)
     if watched or autocast_may_be_enabled():
@@ -44,13 +49,31 @@ def attend(
     if watched:
         check_scalars(scale, is_causal, softcap)
         options = (scale, is_causal, softcap, deterministic)
-        out, lse = call_operator(layout, tensors, attn_mask, attn_bias, *options, recorded, sequences)
+        out, lse = call_operator(
+            layout, tensors, attn_mask, mask_kind, mask_shape, attn_bias, *options, recorded, sequences
+        )
         return (out, lse) if return_lse else out
     if recorded:
-        call = (layout, attn_mask, (scale, is_causal, softcap), deterministic, return_lse, sequences)
+        call = (
+            layout,
+            attn_mask,
+            mask_kind,
+            mask_shape,
+            (scale, is_causal, softcap),
+            deterministic,
+            return_lse,
+            sequences,
+        )
         return record(call, attn_bias, *tensors)
     query, key, value = layout.split(tensors)
-    out, lse, _ = ops.attention_forward(
-        query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, False, return_lse, sequences
-    )
+    inputs = (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap)
+    out, lse, _ = ops.attention_forward(*inputs, False, return_lse, sequences, mask_kind, mask_shape)
     return (out, lse) if return_lse else out
+
+
+def _keys_of(layout: Layout, tensors: Sequence[torch.Tensor], sequences: Optional[Sequences]) -> Optional[int]:
+    """``Lk`` of the call, or None for a key that the library refuses."""
+    if sequences is not None:
+        return sequences.max_seqlen_k
+    key = layout.split(tensors)[1]
+    return key.shape[1] if key.dim() == 4 else None

@@ -7,6 +7,7 @@ import torch
 from flash_dmattn.auto import call_kind
 from flash_dmattn.backends import BACKENDS, reasons_against
 from flash_dmattn.backends.checks import check_call
+from flash_dmattn.dynamic_mask import AttentionMask
 
 
 class Explanation(NamedTuple):
@@ -44,7 +45,7 @@ def explain(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: Optional[bool] = None,

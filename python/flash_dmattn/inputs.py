@@ -4,6 +4,11 @@ from typing import Any, Callable, Optional, Sequence
 
 import torch
 
+from flash_dmattn.dynamic_mask import DynamicMask
+from flash_dmattn.refusals import not_a_tensor
+
+_MASKS = (torch.Tensor, DynamicMask)
+
 
 def check_types(
     query: Any, key: Any, value: Any, attn_mask: Any, attn_bias: Any, deterministic: Any, return_lse: Any = False
@@ -17,7 +22,7 @@ def check_types(
         isinstance(query, tensor)
         and isinstance(key, tensor)
         and isinstance(value, tensor)
-        and (attn_mask is None or isinstance(attn_mask, tensor))
+        and (attn_mask is None or isinstance(attn_mask, _MASKS))
         and (attn_bias is None or isinstance(attn_bias, tensor))
         and (deterministic is None or deterministic is True or deterministic is False)
         and (return_lse is False or return_lse is True)
@@ -26,17 +31,13 @@ def check_types(
     for name, given in {"query": query, "key": key, "value": value}.items():
         if not isinstance(given, tensor):
             raise TypeError(not_a_tensor(name, given))
-    for name, given in {"attn_mask": attn_mask, "attn_bias": attn_bias}.items():
-        if given is not None and not isinstance(given, tensor):
-            raise TypeError(not_a_tensor(name, given, " or None"))
+    if attn_mask is not None and not isinstance(attn_mask, _MASKS):
+        raise TypeError(not_a_tensor("attn_mask", attn_mask, ", a DynamicMask or None"))
+    if attn_bias is not None and not isinstance(attn_bias, tensor):
+        raise TypeError(not_a_tensor("attn_bias", attn_bias, " or None"))
     if return_lse is not True and return_lse is not False:
         raise TypeError(f"return_lse must be a bool, got {return_lse!r}")
     raise TypeError(f"deterministic must be a bool or None, got {deterministic!r}")
-
-
-def not_a_tensor(name: str, given: Any, otherwise: str = "") -> str:
-    """Message of a refusal."""
-    return f"{name} must be a torch.Tensor{otherwise}, got {type(given).__name__}"
 
 
 def needs_gradient(tensors: Sequence[torch.Tensor], attn_bias: Optional[torch.Tensor]) -> bool:

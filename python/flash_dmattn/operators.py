@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from flash_dmattn import ops
-from flash_dmattn.autograd import gradients, shape_of_packed
+from flash_dmattn.autograd import gradients, kept_for_backward, shape_of_packed
 from flash_dmattn.layouts import LAYOUTS, Layout
 from flash_dmattn.sequences import Sequences, lse_shape, refuse_gradient_of_pages
 
@@ -60,6 +60,8 @@ def call_operator(
     layout: Layout,
     tensors: Sequence[torch.Tensor],
     attn_mask: Optional[torch.Tensor],
+    mask_kind: int,
+    mask_shape: Optional[Sequence[int]],
     attn_bias: Optional[torch.Tensor],
     scale: Optional[float],
     is_causal: Optional[bool],
@@ -72,8 +74,9 @@ def call_operator(
     if not is_compiling():
         _give_formulas_to_flop_counters()
     operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{layout.suffix}")
-    options = (scale, bool(is_causal), softcap, deterministic, recorded and attn_mask is not None)
-    out, lse, _ = operator.default(*tensors, attn_mask, attn_bias, *options, *(sequences or ()))
+    keep_mask = recorded and attn_mask is not None and mask_kind == ops.MASK_DENSE
+    options = (scale, bool(is_causal), softcap, deterministic, keep_mask)
+    out, lse, _ = operator.default(*tensors, attn_mask, mask_kind, mask_shape, attn_bias, *options, *(sequences or ()))
     return out, lse
 
 
@@ -86,21 +89,21 @@ def _schemas(layout: Layout) -> Tuple[str, str]:
         lengths = ", Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k"
         table = ", Tensor? block_table"
     forward = (
-        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, Tensor? attn_bias, {options}, bool keep_mask"
-        f"{lengths}{table})"
+        f"attention{layout.suffix}({tensors}, Tensor? attn_mask, int mask_kind, "
+        f"SymInt[]? mask_shape, Tensor? attn_bias, {options}, bool keep_mask{lengths}{table})"
         f" -> (Tensor out, Tensor lse, Tensor packed_mask)"
     )
     backward = (
-        f"attention{layout.suffix}_backward(Tensor? grad_out, Tensor? grad_lse, {tensors}, Tensor? packed_mask, "
-        f"SymInt[]? mask_shape, Tensor? attn_bias, Tensor out, Tensor lse, {options}, bool[] needs"
+        f"attention{layout.suffix}_backward(Tensor? grad_out, Tensor? grad_lse, {tensors}, Tensor? kept_mask, "
+        f"int mask_kind, SymInt[]? mask_shape, Tensor? attn_bias, Tensor out, Tensor lse, {options}, bool[] needs"
         f"{lengths}) -> ({grads})"
     )
     return forward, backward
 
 
 # Arguments between the tensors of a layout and its sequences.
-_FORWARD_OPTIONS = 7
-_BACKWARD_OPTIONS = 10
+_FORWARD_OPTIONS = 9
+_BACKWARD_OPTIONS = 11
 
 
 class _Operator:
@@ -111,10 +114,11 @@ class _Operator:
         self.count = len(layout.arguments)
 
     def forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tensors, (attn_mask, attn_bias, *options, _, keep_mask), sequences = self._split(arguments, _FORWARD_OPTIONS)
+        tensors, inputs, sequences = self._split(arguments, _FORWARD_OPTIONS)
+        attn_mask, mask_kind, mask_shape, attn_bias, *options, _, keep_mask = inputs
         query, key, value = self.layout.split(tensors)
         out, lse, packed_mask = ops.attention_forward(
-            query, key, value, attn_mask, attn_bias, *options, keep_mask, with_lse=True, sequences=sequences
+            query, key, value, attn_mask, attn_bias, *options, keep_mask, True, sequences, mask_kind, mask_shape
         )
         return out, lse, query.new_empty(0, dtype=torch.uint8) if packed_mask is None else packed_mask
 
@@ -132,13 +136,14 @@ class _Operator:
 
     def backward(self, grad_out: Any, grad_lse: Any, *arguments: Any) -> Tuple[torch.Tensor, ...]:
         tensors, saved, sequences = self._split(arguments, _BACKWARD_OPTIONS)
-        packed_mask, mask_shape, attn_bias, out, lse, *options, deterministic, needs = saved
+        kept_mask, mask_kind, mask_shape, attn_bias, out, lse, *options, deterministic, needs = saved
         grads = gradients(
             self.layout,
             grad_out,
             grad_lse,
             tensors,
-            packed_mask,
+            kept_mask,
+            mask_kind,
             mask_shape,
             attn_bias,
             out,
@@ -151,15 +156,16 @@ class _Operator:
         return tuple(out.new_empty(0) if grad is None else grad for grad in grads)
 
     def fake_backward(self, grad_out: Any, grad_lse: Any, *arguments: Any) -> Tuple[torch.Tensor, ...]:
-        tensors, (_, _, attn_bias, out, *_, needs), _ = self._split(arguments, _BACKWARD_OPTIONS)
+        tensors, (_, _, _, attn_bias, out, *_, needs), _ = self._split(arguments, _BACKWARD_OPTIONS)
         return tuple(
             tensor.new_empty(tensor.shape) if needed and tensor is not None else out.new_empty(0)
             for tensor, needed in zip((*tensors, attn_bias), needs)
         )
 
     def keep(self, ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
-        tensors, (attn_mask, attn_bias, *options, keep_mask), sequences = self._split(inputs, _FORWARD_OPTIONS)
-        if attn_mask is not None and not keep_mask:
+        tensors, others, sequences = self._split(inputs, _FORWARD_OPTIONS)
+        attn_mask, mask_kind, mask_shape, attn_bias, *options, keep_mask = others
+        if attn_mask is not None and mask_kind == ops.MASK_DENSE and not keep_mask:
             raise RuntimeError("keep_mask is False in a call that is differentiated; accepted: True")
         offsets: Sequence[torch.Tensor] = ()
         ctx.bounds = ()
@@ -167,25 +173,25 @@ class _Operator:
             refuse_gradient_of_pages(sequences, tensors, attn_bias)
             offsets, ctx.bounds = sequences.offsets, sequences.bounds
         out, lse, packed_mask = output
-        ctx.save_for_backward(None if attn_mask is None else packed_mask, attn_bias, out, lse, *tensors, *offsets)
-        ctx.mask_shape = None
-        if attn_mask is not None:
-            ctx.mask_shape = shape_of_packed(attn_mask, self.layout.split(tensors)[1], sequences)
+        key = self.layout.split(tensors)[1]
+        kept = kept_for_backward(attn_mask, mask_kind, mask_shape, packed_mask, key, sequences)
+        kept_mask, *ctx.kind_and_shape = kept
+        ctx.save_for_backward(kept_mask, attn_bias, out, lse, *tensors, *offsets)
         ctx.options = options
         ctx.set_materialize_grads(False)
 
     def differentiate(self, ctx: Any, grad_out: Any, grad_lse: Any, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
-        packed_mask, attn_bias, out, lse, *kept = ctx.saved_tensors
+        kept_mask, attn_bias, out, lse, *kept = ctx.saved_tensors
         tensors, offsets = kept[: self.count], kept[self.count :]
-        needs: List[bool] = [*ctx.needs_input_grad[: self.count], ctx.needs_input_grad[self.count + 1]]
-        no_gradient = (None,) * (len(ctx.needs_input_grad) - self.count - 2)
+        needs: List[bool] = [*ctx.needs_input_grad[: self.count], ctx.needs_input_grad[self.count + 3]]
+        no_gradient = (None,) * (len(ctx.needs_input_grad) - self.count - 4)
         if grad_out is None and grad_lse is None:
-            return (*(None,) * (self.count + 2), *no_gradient)
+            return (*(None,) * (self.count + 4), *no_gradient)
         operator = getattr(getattr(torch.ops, NAMESPACE), f"attention{self.layout.suffix}_backward")
-        saved = (*tensors, packed_mask, ctx.mask_shape, attn_bias, out, lse)
+        saved = (*tensors, kept_mask, *ctx.kind_and_shape, attn_bias, out, lse)
         results = operator.default(grad_out, grad_lse, *saved, *ctx.options, needs, *offsets, *ctx.bounds)
         *grads, grad_bias = (grad if needed else None for grad, needed in zip(results, needs))
-        return (*grads, None, grad_bias, *no_gradient)
+        return (*grads, None, None, None, grad_bias, *no_gradient)
 
     def flops(self, *arguments: Any, out_val: Any = None, **_: Any) -> int:
         """Two products of matrices, whatever is hidden: as torch counts its own attention."""
@@ -229,7 +235,8 @@ def _refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError("attention is differentiable once: its gradients have no derivative")
 
 
-def _tags() -> Tuple[Any, ...]:
+def operator_tags() -> Tuple[Any, ...]:
+    """Tags of an operator that reads the strides that it was traced with."""
     # A compiler may not change the strides of what it passes: last dimensions have to stay contiguous.
     strides = next(
         (getattr(torch.Tag, n) for n in ("needs_exact_strides", "needs_fixed_stride_order") if hasattr(torch.Tag, n)),
@@ -242,7 +249,7 @@ def _register(library: "torch.library.Library", layout: Layout) -> None:
     operator = _Operator(layout)
     forward, backward = (f"attention{layout.suffix}", f"attention{layout.suffix}_backward")
     for schema in _schemas(layout):
-        library.define(schema, tags=_tags())
+        library.define(schema, tags=operator_tags())
     for key in ("CPU", "CUDA"):
         library.impl(forward, operator.forward, key)
         library.impl(backward, operator.backward, key)

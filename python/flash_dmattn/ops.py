@@ -7,6 +7,9 @@ import torch
 from flash_dmattn import _C
 from flash_dmattn.sequences import Sequences, lse_shape
 
+MASK_DENSE, MASK_BITS, MASK_COLUMNS, MASK_INTERVAL = _C.MASK_DENSE, _C.MASK_BITS, _C.MASK_COLUMNS, _C.MASK_INTERVAL
+"""What the tensor of a mask holds, as the C API numbers it: ``FDMA_MASK_*`` in fdma/types.h."""
+
 
 def attention_forward(
     query: torch.Tensor,
@@ -20,8 +23,12 @@ def attention_forward(
     keep_for_backward: bool = False,
     with_lse: bool = False,
     sequences: Optional[Sequences] = None,
+    mask_kind: int = MASK_DENSE,
+    mask_shape: Optional[Sequence[int]] = None,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Attention and, with `keep_for_backward`, what :func:`attention_backward` wants of it.
+
+    `mask_kind` says what `attn_mask` holds. Of :data:`MASK_BITS` `mask_shape` is the dense shape that they stand for.
 
     Returns
     -------
@@ -31,7 +38,7 @@ def attention_forward(
         ``(B, H, Lq)``, packed ``(H, total_q)``, float32: the natural logarithm of the sum of exponentials of each row.
         Given with `keep_for_backward` or `with_lse`.
     packed_mask : torch.Tensor or None
-        `attn_mask` as one bit a score, uint8. Given with `keep_for_backward`.
+        A dense `attn_mask` as one bit a score, uint8. Given with `keep_for_backward`.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = None
@@ -39,11 +46,8 @@ def attention_forward(
         shape = lse_shape(query.shape, sequences)
         if shape is not None:  # else the library refuses the call
             lse = torch.empty(shape, dtype=torch.float32, device=query.device)
-    packed_mask = _run(
-        _C.attention_forward,
-        query,
-        (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, sequences, out, lse, keep_for_backward),
-    )
+    inputs = (query, key, value, attn_mask, mask_kind, mask_shape, attn_bias, scale, is_causal, softcap, sequences)
+    packed_mask = _run(_C.attention_forward, query, (*inputs, out, lse, keep_for_backward))
     return out, lse, packed_mask
 
 
@@ -53,7 +57,8 @@ def attention_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    packed_mask: Optional[torch.Tensor],
+    kept_mask: Optional[torch.Tensor],
+    mask_kind: int,
     mask_shape: Optional[Sequence[int]],
     attn_bias: Optional[torch.Tensor],
     out: torch.Tensor,
@@ -67,11 +72,11 @@ def attention_backward(
 ) -> None:
     """Write the gradients of query, key, value and attn_bias into `grads`; those that are None are not computed.
 
-    At least one of `grad_out` and `grad_lse` is given; None is a gradient of zero. `mask_shape` is the shape of the
-    mask that `packed_mask` was made of, with the last dimension expanded to ``Lk``, which with `sequences` is their
-    `max_seqlen_k`. Gradients of query, key and value
-    have the shape and dtype of their inputs and any layout that addresses no element twice; that of a bias is
-    contiguous and summed over the dimensions that broadcast.
+    At least one of `grad_out` and `grad_lse` is given; None is a gradient of zero. Of a dense mask forward has kept
+    the bits: `mask_kind` is :data:`MASK_BITS` and `mask_shape` the shape of the dense mask with the last dimension
+    expanded to ``Lk``, which with `sequences` is their `max_seqlen_k`. Gradients of query, key and value have the shape
+    and dtype of their inputs and any layout that addresses no element twice; that of a bias is contiguous and summed
+    over the dimensions that broadcast.
     """
     if grad_out is None:
         grad_out = out.new_zeros(out.shape[-1]).expand_as(out)
@@ -80,9 +85,80 @@ def attention_backward(
         grad_out = grad_out.contiguous()
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
-    saved = (query, key, value, packed_mask, mask_shape, attn_bias, out, lse)
+    saved = (query, key, value, kept_mask, mask_kind, mask_shape, attn_bias, out, lse)
     options = (scale, is_causal, softcap, sequences, deterministic)
     _run(_C.attention_backward, query, (grad_out, grad_lse, *saved, *options, *grads))
+
+
+def select_interval(
+    attn_bias: torch.Tensor, keep_window_size: int, key_padding_mask: Optional[torch.Tensor]
+) -> torch.Tensor:
+    """The position at which each key is pushed out of the `keep_window_size` largest, for causal attention.
+
+    Parameters
+    ----------
+    attn_bias : torch.Tensor
+        ``(B, H, Lk)``.
+    keep_window_size : int
+        1 or more.
+    key_padding_mask : torch.Tensor or None
+        ``(B, Lk)``; a key of zero is never kept.
+
+    Returns
+    -------
+    end : torch.Tensor
+        ``(B, H, Lk)``, int32: position p keeps key k when ``k <= p < end[k]``.
+    """
+    end = attn_bias.new_empty(attn_bias.shape, dtype=torch.int32)
+    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, end, None, None, None, False))
+    return end
+
+
+def select_columns(
+    attn_bias: torch.Tensor, keep_window_size: int, key_padding_mask: Optional[torch.Tensor]
+) -> torch.Tensor:
+    """The keys of the `keep_window_size` largest biases, in rising order. Parameters as of :func:`select_interval`.
+
+    Returns
+    -------
+    columns : torch.Tensor
+        ``(B, H, min(keep_window_size, Lk))``, int32; -1 where fewer keys can be kept.
+    """
+    batch, heads, len_k = attn_bias.shape
+    columns = attn_bias.new_empty((batch, heads, min(keep_window_size, len_k)), dtype=torch.int32)
+    counts = attn_bias.new_empty((batch, heads), dtype=torch.int32)
+    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, None, columns, counts, None, False))
+    return columns
+
+
+def select_bits(
+    attn_bias: torch.Tensor, keep_window_size: int, key_padding_mask: Optional[torch.Tensor], is_causal: bool
+) -> torch.Tensor:
+    """The keys of the `keep_window_size` largest biases of every query. Parameters as of :func:`select_interval`.
+
+    Parameters
+    ----------
+    attn_bias : torch.Tensor
+        ``(B, H, Lq, Lk)``.
+    is_causal : bool
+        Whether query q chooses among the keys up to ``q + Lk - Lq``, or among all.
+
+    Returns
+    -------
+    packed_mask : torch.Tensor
+        Bits of a mask of the shape of `attn_bias`, uint8.
+    """
+    packed_mask = _bytes_like(attn_bias, packed_mask_bytes(*attn_bias.shape))
+    outputs = (None, None, None, packed_mask, is_causal)
+    _run(_C.select_keys, attn_bias, (attn_bias, key_padding_mask, keep_window_size, *outputs))
+    return packed_mask
+
+
+def pack_mask(mask: torch.Tensor) -> torch.Tensor:
+    """The bits of a dense mask ``({B|1}, {H|H_kv|1}, {Lq|1}, Lk)``, uint8."""
+    packed_mask = _bytes_like(mask, packed_mask_bytes(*mask.shape))
+    _run(_C.pack_mask, mask, (mask, mask.shape[3], packed_mask))
+    return packed_mask
 
 
 def packed_mask_bytes(batch: int, heads: int, rows: int, keys: int) -> int:
@@ -108,11 +184,11 @@ def _stream_through_object(device_index: int) -> int:
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_through_object)
 
 
-def _run(binding: Callable[..., Any], query: torch.Tensor, arguments: Tuple[Any, ...]) -> Any:
-    """Call `binding` where `query` lives: on its device's current stream, or with torch's number of threads."""
-    if not query.is_cuda:
+def _run(binding: Callable[..., Any], like: torch.Tensor, arguments: Tuple[Any, ...]) -> Any:
+    """Call `binding` where `like` lives: on its device's current stream, or with torch's number of threads."""
+    if not like.is_cuda:
         return binding(*arguments, torch.get_num_threads(), 0, _bytes_like)
-    index = query.get_device()
+    index = like.get_device()
     if index == torch.cuda.current_device():
         return binding(*arguments, 0, _current_stream(index), _bytes_like)
     # Kernels are launched on the current device, which the library leaves as it finds it.

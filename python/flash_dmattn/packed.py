@@ -5,13 +5,15 @@ from typing import Any, Optional, Sequence
 import torch
 
 from flash_dmattn.calls import Result, attend
-from flash_dmattn.inputs import check_types, not_a_tensor
+from flash_dmattn.dynamic_mask import AttentionMask, selected_mask
+from flash_dmattn.inputs import check_types
 from flash_dmattn.layouts import KVPACKED, QKVPACKED, Layout
+from flash_dmattn.refusals import not_a_tensor
 
 
 def flash_dmattn_qkvpacked_func(
     qkv: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: Optional[bool] = None,
@@ -19,6 +21,7 @@ def flash_dmattn_qkvpacked_func(
     deterministic: Optional[bool] = None,
     *,
     return_lse: bool = False,
+    keep_window_size: Optional[int] = None,
 ) -> Result:
     """Attention on query, key and value in one tensor, as one projection gives them.
 
@@ -30,8 +33,8 @@ def flash_dmattn_qkvpacked_func(
     qkv : torch.Tensor
         ``(B, L, 3, H, D)``, any strides with a contiguous last dimension. Dtypes and ``D`` as for `query` there.
     attn_mask, attn_bias : torch.Tensor, optional
-        ``({B|1}, {H|1}, {L|1}, {L|1})``.
-    scale, is_causal, softcap, deterministic, return_lse
+        ``({B|1}, {H|1}, {L|1}, {L|1})``. `attn_mask` may be a :class:`flash_dmattn.DynamicMask`.
+    scale, is_causal, softcap, deterministic, return_lse, keep_window_size
         As there.
 
     Returns
@@ -58,13 +61,13 @@ def flash_dmattn_qkvpacked_func(
     """
     _check_packed("qkv", qkv, 3, "(B, L, 3, H, D)")
     options = (scale, is_causal, softcap, deterministic, return_lse)
-    return _attend_packed(QKVPACKED, (qkv,), attn_mask, attn_bias, *options)
+    return _attend_packed(QKVPACKED, (qkv,), attn_mask, attn_bias, *options, keep_window_size)
 
 
 def flash_dmattn_kvpacked_func(
     q: torch.Tensor,
     kv: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: Optional[bool] = None,
@@ -72,6 +75,7 @@ def flash_dmattn_kvpacked_func(
     deterministic: Optional[bool] = None,
     *,
     return_lse: bool = False,
+    keep_window_size: Optional[int] = None,
 ) -> Result:
     """Attention on key and value in one tensor.
 
@@ -85,8 +89,8 @@ def flash_dmattn_kvpacked_func(
     kv : torch.Tensor
         ``(B, Lk, 2, H_kv, D)``, any strides with a contiguous last dimension; ``H`` is a multiple of ``H_kv``.
     attn_mask, attn_bias : torch.Tensor, optional
-        ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``.
-    scale, is_causal, softcap, deterministic, return_lse
+        ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``. `attn_mask` may be a :class:`flash_dmattn.DynamicMask`.
+    scale, is_causal, softcap, deterministic, return_lse, keep_window_size
         As there.
 
     Returns
@@ -114,7 +118,7 @@ def flash_dmattn_kvpacked_func(
         raise TypeError(not_a_tensor("q", q))
     _check_packed("kv", kv, 2, "(B, Lk, 2, H_kv, D)")
     options = (scale, is_causal, softcap, deterministic, return_lse)
-    return _attend_packed(KVPACKED, (q, kv), attn_mask, attn_bias, *options)
+    return _attend_packed(KVPACKED, (q, kv), attn_mask, attn_bias, *options, keep_window_size)
 
 
 def _check_packed(name: str, given: Any, count: int, shape: str) -> None:
@@ -129,17 +133,20 @@ def _check_packed(name: str, given: Any, count: int, shape: str) -> None:
 def _attend_packed(
     layout: Layout,
     tensors: Sequence[torch.Tensor],
-    attn_mask: Optional[torch.Tensor],
+    attn_mask: Optional[AttentionMask],
     attn_bias: Optional[torch.Tensor],
     scale: Optional[float],
     is_causal: Optional[bool],
     softcap: Optional[float],
     deterministic: Optional[bool],
     return_lse: bool,
+    keep_window_size: Optional[int],
 ) -> Result:
     first = tensors[0]
     check_types(first, first, first, attn_mask, attn_bias, deterministic, return_lse)
     try:
+        if keep_window_size is not None:
+            attn_mask = selected_mask(attn_mask, attn_bias, keep_window_size, is_causal)
         return attend(layout, tensors, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, return_lse)
     except (TypeError, ValueError) as refusal:
         raise type(refusal)(layout.in_words_of_caller(str(refusal))) from None

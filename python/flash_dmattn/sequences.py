@@ -4,9 +4,7 @@ from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
-from flash_dmattn.inputs import not_a_tensor
-
-_BOUND_LIMIT = 1 << 63
+from flash_dmattn.refusals import checked_int, not_a_tensor
 
 
 class Sequences(NamedTuple):
@@ -79,19 +77,12 @@ def _rows_of_pages(key: torch.Tensor, block_table: torch.Tensor) -> Optional[int
 
 
 def _checked_bound(name: str, given: Any) -> int:
-    if type(given) is not int:
-        if given is None:
-            raise TypeError(
-                f"{name} must be an int where the tensors are packed, got None; any bound of the lengths serves (they "
-                f"lie on the device, and reading the longest would make the host wait)"
-            )
-        if isinstance(given, (bool, torch.Tensor)) or not hasattr(given, "__index__"):
-            raise TypeError(f"{name} must be an int, got {given!r}")
-        if not isinstance(given, torch.SymInt):
-            given = given.__index__()
-    if given >= _BOUND_LIMIT:
-        raise ValueError(f"{name} is {given}; accepted: below 2^63")
-    return given
+    if given is None:
+        raise TypeError(
+            f"{name} must be an int where the tensors are packed, got None; any bound of the lengths serves (they "
+            f"lie on the device, and reading the longest would make the host wait)"
+        )
+    return checked_int(name, given)
 
 
 def refuse_gradient_of_pages(

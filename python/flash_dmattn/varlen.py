@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch
 
 from flash_dmattn.calls import Result, attend
+from flash_dmattn.dynamic_mask import AttentionMask, selected_mask
 from flash_dmattn.inputs import check_types
 from flash_dmattn.layouts import VARLEN
 from flash_dmattn.sequences import checked_sequences
@@ -14,7 +15,7 @@ def flash_dmattn_varlen_func(
     query: Optional[torch.Tensor] = None,
     key: Optional[torch.Tensor] = None,
     value: Optional[torch.Tensor] = None,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     cu_seqlens_q: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
@@ -27,6 +28,7 @@ def flash_dmattn_varlen_func(
     block_table: Optional[torch.Tensor] = None,
     *,
     return_lse: bool = False,
+    keep_window_size: Optional[int] = None,
     q: Optional[torch.Tensor] = None,
     k: Optional[torch.Tensor] = None,
     v: Optional[torch.Tensor] = None,
@@ -52,7 +54,7 @@ def flash_dmattn_varlen_func(
         ``(pages, page_size, H_kv, D)``. Also taken by the names `k` and `v`.
     attn_mask, attn_bias : torch.Tensor, optional
         ``({B|1}, {H|H_kv|1}, {max_seqlen_q|1}, {max_seqlen_k|1})``. What lies past the lengths of a sequence has no
-        effect and a gradient of zero.
+        effect and a gradient of zero. `attn_mask` may be a :class:`flash_dmattn.DynamicMask` of `max_seqlen_k` keys.
     cu_seqlens_q, cu_seqlens_k : torch.Tensor
         ``(B + 1,)``, int32 or int64, both alike, contiguous, on the device of `query`: the sums of the lengths of the
         sequences before each, from 0 on. They say lengths in the padded layout and for pages too.
@@ -60,8 +62,8 @@ def flash_dmattn_varlen_func(
         Upper bounds of the lengths, larger than the longest where that is convenient. They have a default where shapes
         tell one: ``Lq`` and ``Lk`` of padded tensors, and the keys for which a row of `block_table` has pages. Packed
         tensors tell none.
-    scale, is_causal, softcap, deterministic, return_lse
-        As there.
+    scale, is_causal, softcap, deterministic, return_lse, keep_window_size
+        As there; each sequence selects among its own keys.
     block_table : torch.Tensor, optional
         ``(B, pages of a sequence)``, int32, contiguous, on the device of `query`: key ``j`` of sequence ``b`` is row
         ``j % page_size`` of page ``block_table[b, j // page_size]``. ``page_size`` is 16 or more, pages come in any
@@ -112,6 +114,8 @@ def flash_dmattn_varlen_func(
     query, key, value = _one_of("query", query, "q", q), _one_of("key", key, "k", k), _one_of("value", value, "v", v)
     check_types(query, key, value, attn_mask, attn_bias, deterministic, return_lse)
     sequences = checked_sequences(query, key, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_table)
+    if keep_window_size is not None:
+        attn_mask = selected_mask(attn_mask, attn_bias, keep_window_size, is_causal, cu_seqlens_k)
     options = (scale, is_causal, softcap, deterministic, return_lse)
     return attend(VARLEN, (query, key, value), attn_mask, attn_bias, *options, sequences)
 

@@ -38,6 +38,9 @@ SEQUENCES = VarlenCase(
     bias="BHQK",
     options={"is_causal": True, "deterministic": True},
 )
+SELECTED = replace(CASE, mask=None, bias="BG1K", heads_kv=2, options={**CASE.options, "keep_window_size": 50})
+SELECTED_COLUMNS = replace(SELECTED, options={**SELECTED.options, "is_causal": False})
+SELECTED_SEQUENCES = replace(SEQUENCES, mask=None, bias="BG1K", options={**SEQUENCES.options, "keep_window_size": 50})
 OTHER_SEQUENCES = replace(SEQUENCES, lengths_q=(7, 165, 40, 0), lengths_k=(180, 65, 9, 130))
 # Each with values, and lengths where they are values, that its tensors may have later.
 FUNCTIONS = pytest.mark.parametrize(
@@ -45,6 +48,9 @@ FUNCTIONS = pytest.mark.parametrize(
     [
         pytest.param(flash_dmattn_func, CASE, CASE, id="dense"),
         pytest.param(flash_dmattn_varlen_func, SEQUENCES, OTHER_SEQUENCES, id="varlen"),
+        pytest.param(flash_dmattn_func, SELECTED, SELECTED, id="selection"),
+        pytest.param(flash_dmattn_func, SELECTED_COLUMNS, SELECTED_COLUMNS, id="selection of columns"),
+        pytest.param(flash_dmattn_varlen_func, SELECTED_SEQUENCES, SELECTED_SEQUENCES, id="selection in sequences"),
     ],
 )
 

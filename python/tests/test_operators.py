@@ -83,7 +83,7 @@ def results(function: Callable[..., Any], *arguments: torch.Tensor, **options: A
     """Outputs and gradients of all arguments that need one."""
     outputs = function(*arguments, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    leaves = [tensor for tensor in arguments if tensor is not None and tensor.requires_grad]
+    leaves = [tensor for tensor in arguments if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
     weights = [torch.linspace(0, 1, output.numel()).view_as(output).to(output) for output in outputs]
     return (*outputs, *torch.autograd.grad(outputs, leaves, weights))
 
@@ -414,7 +414,9 @@ def test_second_derivative_is_refused() -> None:
 def test_a_mask_that_was_not_kept_is_refused() -> None:
     query, mask = torch.randn(1, 4, 1, 8, requires_grad=True), torch.ones(1, 1, 4, 4)
     with pytest.raises(RuntimeError, match="keep_mask is False in a call that is differentiated; accepted: True"):
-        torch.ops.flash_dmattn.attention(query, query, query, mask, None, None, False, None, False, False)
+        torch.ops.flash_dmattn.attention(
+            query, query, query, mask, ops.MASK_DENSE, None, None, None, False, None, False, False
+        )
 
 
 @pytest.mark.gpu

@@ -156,7 +156,7 @@ REFUSALS = [
     ({"qkv": QKV[..., :12]}, ValueError, "qkv[:, :, 0].shape is (2, 10, 4, 12), head_dim 12; accepted: multiples of 8"),
     ({"qkv": QKV.mT.contiguous().mT}, ValueError, "qkv[:, :, 0].stride() is"),
     ({"qkv": QKV.to("meta")}, ValueError, "qkv[:, :, 0] (Tensor) cannot be read: "),
-    ({"qkv": QKV, "attn_mask": 1}, TypeError, "attn_mask must be a torch.Tensor or None, got int"),
+    ({"qkv": QKV, "attn_mask": 1}, TypeError, "attn_mask must be a torch.Tensor, a DynamicMask or None, got int"),
     ({"qkv": QKV, "attn_bias": Q}, ValueError, "attn_bias.shape is (2, 10, 4, 16); accepted"),
     ({"qkv": QKV, "softcap": -1.0}, ValueError, "softcap is -1; accepted: 0 (off) or a positive finite value"),
     ({"qkv": QKV, "scale": float("inf")}, ValueError, "scale is inf; accepted: finite values, or None"),

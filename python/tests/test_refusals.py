@@ -45,7 +45,11 @@ REFUSALS = {
     "query: no tensor": (call(query=[1.0]), TypeError, "query must be a torch.Tensor, got list"),
     "key: missing": (call(key=None), TypeError, "key must be a torch.Tensor, got NoneType"),
     "value: no tensor": (call(value=NotATensor()), TypeError, "value must be a torch.Tensor, got NotATensor"),
-    "attn_mask: no tensor": (call(attn_mask=True), TypeError, "attn_mask must be a torch.Tensor or None, got bool"),
+    "attn_mask: no tensor": (
+        call(attn_mask=True),
+        TypeError,
+        "attn_mask must be a torch.Tensor, a DynamicMask or None, got bool",
+    ),
     "attn_bias: no tensor": (call(attn_bias=0.5), TypeError, "attn_bias must be a torch.Tensor or None, got float"),
     "scale: text": (call(scale="big"), TypeError, "scale must be a real number or None, got 'big'"),
     "scale: bool": (call(scale=True), TypeError, "scale must be a real number or None, got True"),

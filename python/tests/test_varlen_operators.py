@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from flash_dmattn import flash_dmattn_varlen_func, operators
+from flash_dmattn import flash_dmattn_varlen_func, operators, ops
 from flash_dmattn.testing.cases import VARLEN_CASES, VarlenCase
 from flash_dmattn.testing.recorder import Recorder
 from flash_dmattn.testing.reference import call_with_gradients
@@ -88,7 +88,9 @@ def test_gradients_of_pages_are_refused_by_the_operator_too() -> None:
         flash_dmattn_varlen_func(**call)
     tensors, sequences = list(call.values())[:3], list(call.values())[3:]
     with pytest.raises(RuntimeError, match="block_table is given and a gradient of key is asked for"):
-        torch.ops.flash_dmattn.attention_varlen(*tensors, None, None, None, False, None, False, False, *sequences)
+        torch.ops.flash_dmattn.attention_varlen(
+            *tensors, None, ops.MASK_DENSE, None, None, None, False, None, False, False, *sequences
+        )
 
 
 def count_flops(arguments: Dict[str, Any]) -> Tuple[int, int]:

@@ -47,7 +47,11 @@ REFUSALS = {
     "value: twice": (call(v=1), TypeError, "value is given twice, also by its other name v; accepted: one of them"),
     # Types
     "query: no tensor": (call(query=[1.0]), TypeError, "query must be a torch.Tensor, got list"),
-    "attn_mask: no tensor": (call(attn_mask=1), TypeError, "attn_mask must be a torch.Tensor or None, got int"),
+    "attn_mask: no tensor": (
+        call(attn_mask=1),
+        TypeError,
+        "attn_mask must be a torch.Tensor, a DynamicMask or None, got int",
+    ),
     "deterministic: number": (call(deterministic=1), TypeError, "deterministic must be a bool or None, got 1"),
     "return_lse: number": (call(return_lse=1), TypeError, "return_lse must be a bool, got 1"),
     "cu_seqlens_q: missing": (call(cu_seqlens_q=None), TypeError, "cu_seqlens_q must be a torch.Tensor, got NoneType"),

@@ -6,6 +6,7 @@ from typing import Any, List, Optional, Sequence, Tuple, Type
 
 import torch
 
+from flash_dmattn.dynamic_mask import AttentionMask, DynamicMask
 from flash_dmattn.inputs import check_types
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -51,7 +52,9 @@ def check_call(
     tensors = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "attn_bias": attn_bias}
     refusals: List[Refusal] = []
     for name, tensor in tensors.items():
-        if tensor is not None:
+        if isinstance(tensor, DynamicMask):
+            refusals += _device_refusals(name, tensor, query.device)
+        elif tensor is not None:
             refusals += _tensor_refusals(name, tensor, query.device)
     refusals += _extent_refusals(query, key, value)
     for name, number, positive in (("scale", scale, False), ("softcap", softcap, True)):
@@ -86,9 +89,9 @@ def _tensor_refusals(name: str, tensor: torch.Tensor, device: torch.device) -> L
         return [(TypeError, f"{name}.dtype is {_name(tensor.dtype)}; accepted: {_names(accepted)}")]
     if tensor.layout is not torch.strided:
         return [(ValueError, f"{name} ({tensor.layout}) cannot be read; accepted: a strided tensor")]
-    if tensor.device != device:
-        devices = f"{name} is on {tensor.device} and query on {device}"
-        return [(ValueError, f"{devices}; all tensors of a call share a device")]
+    refusals = _device_refusals(name, tensor, device)
+    if refusals:
+        return refusals
     if tensor.dim() != 4:
         dims = {"query": "(B, Lq, H, D)", "key": "(B, Lk, H_kv, D)", "value": "(B, Lk, H_kv, D)"}.get(name, SCORE_DIMS)
         return [(ValueError, f"{name}.dim() is {tensor.dim()}; accepted: 4, {dims}")]
@@ -98,6 +101,13 @@ def _tensor_refusals(name: str, tensor: torch.Tensor, device: torch.device) -> L
         strides = f"{name}.stride() is {tuple(tensor.stride())} for shape {tuple(tensor.shape)}"
         return [(ValueError, f"{strides}; accepted: a stride of 1 in the last dimension")]
     return []
+
+
+def _device_refusals(name: str, given: AttentionMask, device: torch.device) -> List[Refusal]:
+    if given.device == device:
+        return []
+    devices = f"{name} is on {given.device} and query on {device}"
+    return [(ValueError, f"{devices}; all tensors of a call share a device")]
 
 
 def _extent_refusals(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> List[Refusal]:
@@ -135,14 +145,19 @@ def _number_refusals(name: str, number: Optional[float], positive: bool) -> List
     return [(ValueError, f"{name} is {number:g}; accepted: {accepted}")]
 
 
-def _score_refusals(name: str, tensor: Optional[torch.Tensor], query: torch.Tensor, key: torch.Tensor) -> List[Refusal]:
+def _score_refusals(
+    name: str, tensor: Optional[AttentionMask], query: torch.Tensor, key: torch.Tensor
+) -> List[Refusal]:
     """What is wrong with a mask or bias, given that query and key are right."""
     if tensor is None:
         return []
     batch, len_q, heads, _ = query.shape
     len_k, heads_kv = key.shape[1:3]
-    accepted = ((1, batch), (1, heads_kv, heads), (1, len_q), (1, len_k))
+    dims, accepted = SCORE_DIMS, ((1, batch), (1, heads_kv, heads), (1, len_q), (1, len_k))
+    if isinstance(tensor, DynamicMask):
+        dims = tensor.dims
+        accepted = (*accepted[: len(tensor.shape) - 1], (len_k,))
     if all(extent in extents for extent, extents in zip(tensor.shape, accepted)):
         return []
     extents = f"B = {batch}, H = {heads}, H_kv = {heads_kv}, Lq = {len_q}, Lk = {len_k}"
-    return [(ValueError, f"{name}.shape is {tuple(tensor.shape)}; accepted: {SCORE_DIMS} with {extents}")]
+    return [(ValueError, f"{name}.shape is {tuple(tensor.shape)}; accepted: {dims} with {extents}")]

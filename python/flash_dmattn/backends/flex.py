@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from flash_dmattn.backends.base import Backend, CallKind, ignored_options
 from flash_dmattn.backends.checks import DTYPES, check_call
+from flash_dmattn.dynamic_mask import AttentionMask, dense_mask
 from flash_dmattn.inputs import needs_gradient
 
 BLOCK = 128  # Rows and keys of a block of the block mask: what FlexAttention's kernels are tuned for.
@@ -25,7 +26,7 @@ def flex_dmattn_func(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: Optional[bool] = None,
@@ -48,9 +49,10 @@ def flex_dmattn_func(
         ``(B, Lq, H, D)``, float16, bfloat16 or float32 on either device. ``D`` is a multiple of 8 up to 256.
     key, value : torch.Tensor
         ``(B, Lk, H_kv, D)``, of the dtype and device of `query`; ``H`` is a multiple of ``H_kv``.
-    attn_mask : torch.Tensor, optional
+    attn_mask : torch.Tensor or DynamicMask, optional
         ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``, bool or any integer or floating dtype: non-zero is visible. Blocks of
-        128 x 128 scores that it hides whole are skipped. The mask itself is kept for backward.
+        128 x 128 scores that it hides whole are skipped. The mask itself is kept for backward. A DynamicMask
+        is expanded to a dense mask first.
     attn_bias : torch.Tensor, optional
         ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``, float16, bfloat16 or float32, with a gradient of its shape and dtype.
     scale : float, optional
@@ -98,6 +100,7 @@ def flex_dmattn_func(
     check_call(query, key, value, attn_mask, attn_bias, scale, is_causal, softcap, deterministic, return_lse)
     if query.device.type not in backend.device_types:
         raise ValueError(f"query is on {query.device}; accepted: {' or '.join(backend.device_types)}")
+    attn_mask = dense_mask(attn_mask, query.shape[1])
     if attn_mask is not None:
         attn_mask = _readable_mask(attn_mask.detach())
     if 0 in query.shape or key.shape[1] == 0:

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from flash_dmattn.backends.base import Backend, CallKind, ignored_options
 from flash_dmattn.backends.checks import check_call
+from flash_dmattn.dynamic_mask import AttentionMask, dense_mask
 from flash_dmattn.inputs import needs_gradient
 
 OLDEST_TRITON = (3, 0)
@@ -20,7 +21,7 @@ def triton_dmattn_func(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: Optional[bool] = None,
@@ -42,9 +43,9 @@ def triton_dmattn_func(
         as the next power of two. float32 is computed without tensor cores, in full precision.
     key, value : torch.Tensor
         ``(B, Lk, H_kv, D)``, of the dtype and device of `query`; ``H`` is a multiple of ``H_kv``.
-    attn_mask : torch.Tensor, optional
+    attn_mask : torch.Tensor or DynamicMask, optional
         ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``, bool or any integer or floating dtype: non-zero is visible. One bit a
-        score is kept for backward.
+        score is kept for backward. A DynamicMask is expanded to a dense mask first.
     attn_bias : torch.Tensor, optional
         ``({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1})``, float16, bfloat16 or float32. Its gradient has its shape and dtype and
         is summed in float32.
@@ -96,7 +97,7 @@ def triton_dmattn_func(
         query,
         key,
         value,
-        attn_mask,
+        dense_mask(attn_mask, query.shape[1]),
         attn_bias,
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         bool(is_causal),

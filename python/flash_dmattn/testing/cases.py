@@ -6,6 +6,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
+from flash_dmattn.dynamic_mask import DynamicMask
+
 Shape = Tuple[int, int, int, int]
 Maker = Callable[[Shape, torch.Generator], torch.Tensor]
 
@@ -24,6 +26,12 @@ class Case:
         Fill a tensor of that shape.
     bias_dtype : torch.dtype, optional
         Default: the dtype of the query.
+    keep : int, optional
+        The mask is a DynamicMask of so many keys. Default: none.
+    keep_by : str
+        Extents of the bias that selects them, the bias of the call where that has the same.
+    keep_causal : bool
+        Whether each position chooses among the keys up to itself.
     layout : callable
         Applied to query, key and value: another view of the same values.
     options : dict
@@ -42,6 +50,9 @@ class Case:
     bias: Optional[str] = None
     make_bias: Optional[Maker] = None
     bias_dtype: Optional[torch.dtype] = None
+    keep: Optional[int] = None
+    keep_by: str = "BG1K"
+    keep_causal: bool = True
     layout: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda tensor: tensor)
     options: Dict[str, object] = field(default_factory=dict)
 
@@ -89,7 +100,14 @@ class Case:
         if self.bias is not None:
             bias = (self.make_bias or random_bias)(self.score_shape(self.bias), generator)
             tensors["attn_bias"] = bias.to(device=device, dtype=self.bias_dtype or dtype)
+        if self.keep is not None:
+            tensors["attn_mask"] = self._selected(tensors["attn_bias"], generator, device)
         return tensors
+
+    def _selected(self, bias: Optional[torch.Tensor], generator: torch.Generator, device: str) -> DynamicMask:
+        if self.bias != self.keep_by:
+            bias = random_bias(self.score_shape(self.keep_by), generator).to(device)
+        return DynamicMask.topk(bias, self.keep, self.keep_causal)
 
     def grad_out(self, dtype: torch.dtype, device: str) -> torch.Tensor:
         """A gradient of the output."""
@@ -309,6 +327,7 @@ _MASK_DTYPES = (
     torch.float32,
     torch.float64,
 )
+_KEPT = {"len_q": 130, "len_k": 130, "keep": 33}
 _BROADCASTS = ("BHQK", "BGQK", "B1QK", "1HQK", "BH1K", "BHQ1", "BG1K", "11QK", "111K", "11Q1", "B111", "1111")
 
 CASES: Tuple[Case, ...] = (
@@ -380,6 +399,41 @@ CASES: Tuple[Case, ...] = (
         bias="BG1K",
         options={"is_causal": True},
     ),
+    Case("listed keys, interval", batch=2, heads=4, **_KEPT, bias="BG1K", options={"is_causal": True}),
+    Case("listed keys, interval is causal by itself", heads=4, **_KEPT, bias="BG1K"),
+    Case("listed keys, columns", batch=2, heads=4, **_KEPT, keep_causal=False, bias="BG1K"),
+    Case("listed keys, columns, causal", heads=4, **_KEPT, keep_causal=False, options={"is_causal": True}),
+    Case("listed keys, one for all heads", batch=2, heads=4, **_KEPT, keep_by="111K", bias="111K"),
+    Case("listed keys of every head", batch=2, heads=4, **_KEPT, keep_by="BH1K", bias="BH1K"),
+    Case("listed keys of every head, columns", heads=4, **_KEPT, keep_by="BH1K", keep_causal=False, bias="BG1K"),
+    Case("selected bits", batch=2, heads=4, **_KEPT, keep_by="BHQK", bias="BHQK", options={"is_causal": True}),
+    Case("selected bits are causal by themselves", batch=2, heads=4, **_KEPT, keep_by="BGQK", bias="BG1K"),
+    Case("selected bits, not causal", heads=4, **_KEPT, keep_by="BHQK", keep_causal=False, bias="BHQK"),
+    Case("selected bits, more keys", len_q=33, len_k=150, keep=20, keep_by="11QK", bias="BHQK"),
+    Case(
+        "selected bits, more queries", batch=2, len_q=90, len_k=33, keep=7, keep_by="1HQK", options={"is_causal": True}
+    ),
+    Case("selected bits, no key", len_q=9, len_k=0, keep=4, keep_by="BHQK", bias="BHQK"),
+    Case("selected bits, no query", len_q=0, keep=4, keep_by="BHQK", bias="BHQK"),
+    Case("listed keys, bias of every score", batch=2, heads=4, **_KEPT, bias="BHQK"),
+    Case("listed keys, columns, bias of every query", heads=4, **_KEPT, keep_causal=False, bias="BHQ1"),
+    Case("listed keys, more keys", len_q=33, len_k=150, keep=20, bias="BG1K", options={"is_causal": True}),
+    Case("listed keys, more queries: the first rows see nothing", len_q=90, len_k=33, keep=7, bias="BG1K"),
+    Case("listed keys, columns, one query", len_q=1, len_k=130, keep=9, keep_causal=False, bias="BG1K"),
+    Case("listed keys, one kept", keep=1, bias="BG1K"),
+    Case("listed keys, all kept", keep=70, bias="BG1K"),
+    Case("listed keys, columns, all kept", keep=90, keep_causal=False),
+    Case("listed keys, some of -inf", **_KEPT, bias="BG1K", make_bias=_minus_infinite_key),
+    Case(
+        "listed keys, columns, fewer than asked for",
+        keep=60,
+        keep_causal=False,
+        bias="BG1K",
+        make_bias=_minus_infinite_key,
+    ),
+    Case("listed keys, softcap", **_KEPT, bias="BG1K", options={"is_causal": True, "softcap": 0.8}),
+    Case("listed keys, head dim 128", head_dim=128, **_KEPT, bias="BG1K", options={"is_causal": True}),
+    Case("listed keys, no key", len_k=0, keep=4, bias="BG1K"),
     Case("head-major memory", batch=2, layout=_head_major, bias="BHQK"),
     Case("rows that start anywhere", batch=2, layout=_padded_rows, mask="BHQK"),
     Case("expanded over the batch", batch=2, layout=_expanded_batch),
@@ -396,6 +450,7 @@ _MORE_KEYS = {"lengths_q": (33, 1, 64), "lengths_k": (150, 90, 65)}
 _MORE_QUERIES = {"lengths_q": (150, 90, 65), "lengths_k": (33, 1, 64)}
 _UNLIKE = {"lengths_q": (40, 7, 65), "lengths_k": (30, 80, 65)}
 _CAUSAL = {"is_causal": True}
+_BOUNDED = {"slack_q": 7, "slack_k": 50, "options": _CAUSAL}
 _EVERYTHING = {"mask": "BHQK", "bias": "BGQK", "heads": 4, "options": {"is_causal": True, "softcap": 2.0}}
 
 VARLEN_CASES: Tuple[VarlenCase, ...] = (
@@ -453,6 +508,12 @@ VARLEN_CASES: Tuple[VarlenCase, ...] = (
         bias="BG1K",
         options=_CAUSAL,
     ),
+    VarlenCase("listed keys, interval", **_UNLIKE, heads=4, keep=20, bias="BG1K", options=_CAUSAL),
+    VarlenCase("selected bits", **_UNLIKE, heads=4, keep=20, keep_by="BHQK", keep_causal=False, bias="BHQK"),
+    VarlenCase("selected bits, causal", **_UNLIKE, keep=20, keep_by="BHQK", keep_causal=False, options=_CAUSAL),
+    VarlenCase("listed keys, columns", **_UNLIKE, heads=4, keep=20, keep_causal=False, bias="BG1K"),
+    VarlenCase("listed keys, columns, causal, padded", **_UNLIKE, padded=True, keep=9, keep_causal=False, **_BOUNDED),
+    VarlenCase("listed keys, one for all, bounds above the lengths", **_UNLIKE, keep=9, keep_by="111K", **_BOUNDED),
     VarlenCase("head-major memory", lengths_q=_LENGTHS, layout=_head_major, bias="BHQK"),
     VarlenCase("rows that start anywhere", lengths_q=_LENGTHS, layout=_padded_rows, mask="BHQK"),
     VarlenCase("rows that start anywhere, padded", lengths_q=_LENGTHS, layout=_padded_rows, padded=True),

@@ -6,6 +6,8 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 
+from flash_dmattn.dynamic_mask import AttentionMask, DynamicMask, dense_mask
+
 GRADIENTS = ("query", "key", "value", "attn_bias")
 """Inputs that have a gradient."""
 
@@ -31,7 +33,7 @@ def reference_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     scale: Optional[float] = None,
     is_causal: bool = False,
@@ -49,6 +51,7 @@ def reference_attention(
     """
     _, len_q, heads, head_dim = query.shape
     len_k, heads_kv = key.shape[1:3]
+    attn_mask = dense_mask(attn_mask, len_q)
     query, key, value = (tensor.to(dtype).transpose(1, 2) for tensor in (query, key, value))  # (B, H, L, D)
     key = key.repeat_interleave(heads // heads_kv, dim=1)
     value = value.repeat_interleave(heads // heads_kv, dim=1)
@@ -84,7 +87,7 @@ def attend_each_sequence(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
+    attn_mask: Optional[AttentionMask] = None,
     attn_bias: Optional[torch.Tensor] = None,
     *,
     cu_seqlens_q: torch.Tensor,
@@ -131,10 +134,17 @@ def reference_varlen_attention(
     return attend_each_sequence(partial(reference_attention, dtype=dtype), dtype, dtype, *tensors, **arguments)
 
 
-def _scores_of(tensor: Optional[torch.Tensor], b: int, len_q: int, len_k: int) -> Optional[torch.Tensor]:
+def _scores_of(tensor: Optional[AttentionMask], b: int, len_q: int, len_k: int) -> Optional[torch.Tensor]:
     """A mask or bias of sequence `b`; dimensions of extent 1 broadcast."""
     if tensor is None:
         return None
+    if isinstance(tensor, DynamicMask) and tensor.form == "bits":
+        tensor = tensor.to_dense()
+    elif isinstance(tensor, DynamicMask):
+        # From the first position of any query on, a row a position; query 0 of the sequence is at len_k - len_q.
+        before = max(0, len_q - len_k)
+        rows_of_positions = tensor.to_dense(tensor.len_k + before)
+        tensor = rows_of_positions[:, :, before + len_k - len_q : before + len_k]
     of_batch = tensor[b if tensor.shape[0] > 1 else 0][None]
     rows = of_batch if tensor.shape[2] == 1 else of_batch[:, :, :len_q]
     return rows if tensor.shape[3] == 1 else rows[..., :len_k]
