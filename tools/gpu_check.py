@@ -39,7 +39,9 @@ SANITIZER_FILTER = (
     "*Gpu*_bfloat16:AttentionStreamsGpu.*"
     "-*broadcast_*:*_dim_8_*:*_dim_72_*:*Pages*of_??_*:*Pages*of_1024_*"
     ":*Sequences*all_empty*:*Sequences*no_*:*Sequences*_views*:*Sequences*padded_*:*Sequences*only_*:*Sequences*_bounds_*"
-    ":*KeyLists*only_*:*KeyLists*no_*:*KeyLists*columns_scale*:*KeyLists*columns_bias_of*:*KeyLists*interval_m??*"
+    ":*KeyLists*only_*:*KeyLists*no_*:*KeyLists*scale*:*KeyLists*bias_of_*:*KeyLists*interval_m??*:*KeyLists*_one_*"
+    ":*KeyLists*transposed*:*KeyLists*every_head*:*KeyLists*square*:*KeyLists*columns_shared*:*KeyLists*columns_bias_h*"
+    ":*Selection*ties*"
 )
 
 
