@@ -203,7 +203,7 @@ void SlotCall::scatter_bias(const BackwardProblem& problem) const {
   const int64_t row_batch = problem.slot_bias_batch(), row_heads = problem.slot_bias_heads();
   const int64_t shared_batches = row_batch / bias.batch, shared_heads = max_of<int64_t>(1, row_heads / bias.heads);
   std::vector<double> sums(static_cast<size_t>(bias.keys));
-  std::vector<float> rounded(sums.size());
+  std::vector<float> rounded(static_cast<size_t>(round_up<int64_t>(bias.keys, 16)));  // whole vectors are read
   const float one = 1.0f;
   for (int64_t target = 0; target < bias.batch * bias.heads; ++target) {
     std::fill(sums.begin(), sums.end(), 0.0);
