@@ -18,9 +18,9 @@ BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
 ROWS_AT_ONCE = 2048
 
 
-def _broadcast_head(tensor: torch.Tensor | None, head: int) -> torch.Tensor | None:
+def _broadcast_head(tensor: torch.Tensor | None, head: int, heads: int) -> torch.Tensor | None:
     """(Q, K) of the last batch entry."""
-    return None if tensor is None else tensor[-1, head if tensor.shape[1] > 1 else 0]
+    return None if tensor is None else tensor[-1, head // (heads // tensor.shape[1])]
 
 
 def _attend_rows(query, key, value, bias, visible, scale) -> torch.Tensor:
@@ -63,11 +63,13 @@ class Reference:
     def _add_rows(inputs, head, rows, key, value, parts, sums, with_gradients) -> None:
         workload = inputs.workload
         query = inputs.last_sequence(inputs.query.detach())[rows, head].float().requires_grad_(with_gradients)
-        bias = _broadcast_head(inputs.bias, head)
-        mask = _broadcast_head(inputs.mask, head)
+        bias = _broadcast_head(inputs.bias, head, workload.heads)
+        mask = _broadcast_head(inputs.mask, head, workload.heads)
         leaves = {"query": query, "key": key, "value": value}
         if bias is not None:
-            bias = leaves["bias"] = bias.detach()[rows].float().requires_grad_(with_gradients)
+            of_keys = bias.shape[0] == 1  # one row for all queries
+            bias = bias.detach()[slice(None) if of_keys else rows]
+            bias = leaves["bias"] = bias.float().requires_grad_(with_gradients)
         visible = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=query.device)
         if mask is not None:
             visible = mask[rows] != 0
@@ -80,9 +82,11 @@ class Reference:
         grad_out = inputs.last_sequence(inputs.grad_out)[rows, head].float()
         grads = dict(zip(leaves, torch.autograd.grad(out, tuple(leaves.values()), grad_out)))
         parts["query"].append(grads["query"])
-        if bias is not None:
+        if bias is not None and not of_keys:
             parts["bias"].append(grads["bias"])
-        for name in sums:
+        elif bias is not None:
+            sums["bias"] = sums.get("bias", 0) + grads["bias"]
+        for name in ("key", "value"):
             sums[name] += grads[name]
 
     def _slice(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -90,7 +94,7 @@ class Reference:
         if name in ("key", "value"):
             return self._last_sequence(tensor)[:, self.kv_head]
         if name == "bias":
-            return tensor[-1, heads]
+            return tensor[-1, self.kv_head if tensor.shape[2] == 1 else heads]
         return self._last_sequence(tensor)[:, heads].transpose(0, 1)
 
     def fault(self, name: str, got: torch.Tensor) -> str | None:

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from benchmarks.workloads import LAYOUTS, Inputs, Workload, topk_mask
 
 
+DENSE_MASK_GIB = 10  # of a mask that a peer gets
+
+
 @dataclass
 class Call:
     """`forward` gives the output in the layout of query, `leaves` are what backward differentiates, by name."""
@@ -56,6 +59,13 @@ def _import_reason(module: str, attribute: str) -> str | None:
     return None
 
 
+def _too_large(workload: Workload) -> str | None:
+    """Why an implementation that needs the dynamic mask as a dense tensor is left out."""
+    if workload.mask == "dynamic" and workload.dense_mask_gib > DENSE_MASK_GIB:
+        return f"its dense mask would take {workload.dense_mask_gib:.0f} GiB; at most {DENSE_MASK_GIB} GiB are tried"
+    return None
+
+
 # What makes or is the function of a layout.
 FDMA_FUNCTIONS = {
     "apart": "flash_dmattn_func_auto",
@@ -90,7 +100,8 @@ class Fdma(Impl):
         function = getattr(flash_dmattn, FDMA_FUNCTIONS[inputs.workload.layout])
         if inputs.workload.layout == "apart":
             function = function(self._backend)
-        masks = {"attn_mask": inputs.mask, "attn_bias": inputs.bias}
+        mask = inputs.dynamic_mask if inputs.workload.mask == "dynamic" else inputs.mask
+        masks = {"attn_mask": mask, "attn_bias": inputs.bias}
         options = {**masks, **inputs.sequences, "is_causal": inputs.workload.is_causal}
         tensors = tuple(inputs.leaves.values())
 
@@ -101,6 +112,26 @@ class Fdma(Impl):
         if inputs.bias is not None:
             leaves["bias"] = inputs.bias
         return Call(forward, leaves)
+
+
+class FdmaSelect(Impl):
+    """Selection of this project."""
+
+    passes = ("select",)
+
+    def __init__(self, device: str):
+        self.name = f"{device}-topk"
+        self.devices = (device,)
+
+    def reason(self, workload: Workload) -> str | None:
+        return None if workload.mask in ("topk", "dynamic") else "this workload selects nothing"
+
+    def build(self, inputs: Inputs) -> Call:
+        from flash_dmattn import DynamicMask
+
+        # The mask of the reference is one of all keys, to which causality comes later.
+        is_causal = inputs.workload.is_causal and inputs.workload.mask == "dynamic"
+        return Call(lambda: DynamicMask.topk(inputs.bias, inputs.workload.keep, is_causal=is_causal))
 
 
 class FdmaFlex(Fdma):
@@ -136,19 +167,23 @@ class Sdpa(Impl):
     def reason(self, workload: Workload) -> str | None:
         if (workload.mask or workload.bias) and not self._masks:
             return "takes neither mask nor bias"
-        return None
+        return _too_large(workload)
 
     def remark(self, workload: Workload) -> str | None:
         if not (workload.mask or workload.bias):
             return None
         folded = "mask, causality and bias are folded into one additive term beforehand, not timed"
-        return folded if self._bias_grad or not workload.bias else folded + "; no bias gradient"
+        return folded if not workload.bias or self._gives_bias_gradient(workload) else folded + "; no bias gradient"
+
+    def _gives_bias_gradient(self, workload: Workload) -> bool:
+        # Of the folded term, which has an element for every score.
+        return self._bias_grad and workload.bias != "keys"
 
     def build(self, inputs: Inputs) -> Call:
         workload = inputs.workload
         masked = inputs.mask is not None or inputs.bias is not None
         additive = inputs.additive if masked else None
-        if additive is not None and not self._bias_grad:
+        if additive is not None and not self._gives_bias_gradient(workload):
             additive = additive.detach()
 
         def attend() -> torch.Tensor:
@@ -185,6 +220,8 @@ class Flex(Impl):
         self._compiled = self.compiles = compiled
 
     def reason(self, workload: Workload) -> str | None:
+        if workload.mask == "dynamic":
+            return "its rule would read a dense mask; the other peers show what that costs"
         return _import_reason("torch.nn.attention.flex_attention", "flex_attention")
 
     def remark(self, workload: Workload) -> str | None:
@@ -295,16 +332,33 @@ class TorchTopk(Impl):
     passes = ("select",)
 
     def reason(self, workload: Workload) -> str | None:
-        return None if workload.mask == "topk" else "this workload selects nothing"
+        if workload.mask not in ("topk", "dynamic"):
+            return "this workload selects nothing"
+        return _too_large(workload)
+
+    def remark(self, workload: Workload) -> str | None:
+        return "makes a dense mask" if workload.mask == "dynamic" else None
 
     def build(self, inputs: Inputs) -> Call:
-        return Call(lambda: topk_mask(inputs.bias, inputs.workload.keep))
+        workload = inputs.workload
+        if workload.mask == "topk":
+            return Call(lambda: topk_mask(inputs.bias, workload.keep))
+
+        def select() -> torch.Tensor:
+            scores = inputs.bias.detach().expand(-1, -1, workload.length, -1)
+            if workload.is_causal:
+                scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu_(1), -torch.inf)
+            return topk_mask(scores, workload.keep)
+
+        return Call(select)
 
 
 # In order of interest: when the time runs out, the last ones go unmeasured. Flex compiles for each workload.
 IMPLS: tuple[Impl, ...] = (
     Fdma("cuda"),
     Fdma("cpu"),
+    FdmaSelect("cuda"),
+    FdmaSelect("cpu"),
     Fdma("triton", "cuda"),
     TorchTopk(),
     TorchVarlen(),
@@ -317,7 +371,7 @@ IMPLS: tuple[Impl, ...] = (
     Flex(),
     FdmaFlex("flex", "cuda", "flex-dmattn"),
 )
-OURS = ("cuda", "cpu", "triton", "flex-dmattn")
+OURS = ("cuda", "cpu", "cuda-topk", "cpu-topk", "triton", "flex-dmattn")
 
 
 def explain_failure(run: Callable[[], object]) -> str | None:

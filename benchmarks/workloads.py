@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ class Workload:
     device: str = "cuda"
     bias: str | None = None
     mask: str | None = None
-    keep: int = 0  # "topk": keys that a query keeps
+    keep: int = 0  # "topk", "dynamic": keys that a query keeps
     hidden: float = 0.0  # "tiles": share of the tiles that is hidden
     passes: tuple[str, ...] = ("fwd", "bwd")
     layout: str = "apart"
@@ -53,8 +54,9 @@ class Workload:
         extras = [self.dtype, "causal" if self.is_causal else "not causal"]
         if self.bias:
             extras.append(f"{self.bias} bias")
-        if self.mask == "topk":
-            extras.append(f"top-{self.keep} mask")
+        if self.mask in ("topk", "dynamic"):
+            over = "" if self.mask == "topk" else " of the keys so far" if self.is_causal else " of all keys"
+            extras.append(f"top-{self.keep}{over}")
         if self.mask == "tiles":
             extras.append(f"mask hiding {self.hidden:.0%} of the tiles")
         if self.layout == "qkvpacked":
@@ -71,6 +73,11 @@ class Workload:
         if self.is_causal:
             forward /= 2
         return forward if which == "fwd" else 2.5 * forward
+
+    @property
+    def dense_mask_gib(self) -> float:
+        """Of a mask in the dtype of the query with an element for every score."""
+        return self.batch * self.heads * self.length**2 * getattr(torch, self.dtype).itemsize / 2**30
 
     def quick(self) -> Workload:
         """The same kind of problem, small enough for a smoke test on a CPU."""
@@ -94,6 +101,10 @@ WORKLOADS = (
     Workload("dense-d64", 1, 16384, 32, 32, 64),
     Workload("gqa", 1, 16384, 32, 8, 128),
     Workload("seed-dma", 2, 4096, 12, 12, 128, bias="random", mask="topk", keep=1024, passes=("select", "fwd", "bwd")),
+    Workload("dma-16k", 1, 16384, 16, 8, 128, bias="keys", mask="dynamic", keep=2048, passes=("select", "fwd", "bwd")),
+    Workload(
+        "dma-32k-col", 1, 32768, 16, 8, 128, False, bias="keys", mask="dynamic", keep=2048, passes=("select", "fwd", "bwd")
+    ),
     Workload("qkvpacked", 1, 16384, 16, 16, 128, layout="qkvpacked", beside="dense-causal"),
     Workload("varlen", 3, 16384, 16, 16, 128, layout="varlen", lengths=(8192, 16384, 4096), beside="dense-causal"),
     Workload("cpu-dense", 1, 2048, 8, 8, 64, is_causal=False, dtype="float32", device="cpu"),
@@ -125,16 +136,34 @@ class Inputs:
         self.grad_out = randn(*rows, workload.heads, dim)
         self.cu_seqlens = torch.tensor((0, *workload.lengths), device=device).cumsum(0, dtype=torch.int32)
         self.bias: torch.Tensor | None = None
-        self.mask: torch.Tensor | None = None
         if workload.bias == "random":
             self.bias = randn(batch, workload.heads, length, length).requires_grad_()
-        if workload.mask == "topk":
-            self.mask = topk_mask(self.bias, workload.keep)
-        if workload.mask == "tiles":
-            self.mask = tile_mask(workload, generator)
-        if self.mask is not None:
+        if workload.bias == "keys":  # as dynamic mask attention has it: never positive, of another strength in each head
+            strength = torch.linspace(0.5, 2.0, workload.heads_kv, device=device).view(-1, 1, 1)
+            weakness = torch.nn.functional.softplus(randn(batch, workload.heads_kv, 1, length).float())
+            self.bias = (-strength * weakness).to(dtype).requires_grad_()
+        self._tiles = tile_mask(workload, generator) if workload.mask == "tiles" else None
+        if workload.mask in ("topk", "tiles"):
             # A row that sees no key has no gradient here, and no agreed output among the peers.
             self.grad_out *= self.sees.any(-1).transpose(1, 2).unsqueeze(-1)
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        """The mask as a dense tensor, (B, H|H_kv, Q, K); made when it is first asked for."""
+        if self.workload.mask == "topk":
+            return topk_mask(self.bias, self.workload.keep)
+        return self._tiles if self.workload.mask != "dynamic" else self.dynamic_mask.to_dense(self.workload.length)
+
+    @cached_property
+    def dynamic_mask(self) -> Any:
+        """The mask as this project selects it."""
+        from flash_dmattn import DynamicMask
+
+        return DynamicMask.topk(self.bias, self.workload.keep, is_causal=self.workload.is_causal)
+
+    def of_query_heads(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(B, H, Q, K): a mask or bias of kv heads, once for each of the query heads that share it."""
+        return tensor.repeat_interleave(self.workload.heads // tensor.shape[1], dim=1)
 
     @property
     def sequences(self) -> dict[str, object]:
@@ -163,11 +192,11 @@ class Inputs:
 
         Hidden scores get the smallest finite number, since SDPA answers NaN for a row of -inf.
         """
-        hidden = ~self.sees
+        hidden = self.of_query_heads(self.sees.logical_not_())
         if self.bias is None:
             folded = torch.zeros(hidden.shape, dtype=self.query.dtype, device=hidden.device)
         else:
-            folded = self.bias.detach().clone()
+            folded = self.of_query_heads(self.bias.detach()).expand(hidden.shape).clone()
         folded.masked_fill_(hidden, torch.finfo(folded.dtype).min)
         return folded.requires_grad_(self.bias is not None)
 

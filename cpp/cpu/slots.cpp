@@ -120,7 +120,7 @@ void SlotCall::fill_list(const AttentionProblem& problem, int64_t list) const {
     std::vector<std::pair<uint32_t, int32_t>> places;
     for (int32_t k = 0; k < len_k; ++k) {
       const int32_t end = min_of(data[k], len_k);
-      if (end > k) places.emplace_back(order.place(k, end), k);
+      if (end > k) places.emplace_back(order.place(static_cast<int>(places.size()), end), k);
     }
     std::sort(places.begin(), places.end());
     for (size_t slot = 0; slot < places.size(); ++slot) {

@@ -14,27 +14,14 @@
 #include "kernels/core/numeric.cuh"
 #include "kernels/launchers.hpp"
 #include "kernels/policy/selection.hpp"
+#include "kernels/select/key_mask.cuh"
+#include "kernels/select/row_block.cuh"
 
 namespace fdma {
 namespace {
 
-constexpr int kThreads = 256;      // of kernels with one key a thread
-constexpr int kRowThreads = 1024;  // of kernels with one block a row
-constexpr int kRowWarps = kRowThreads / 32;
+constexpr int kThreads = 256;     // of kernels with one key a thread
 constexpr int kWordsPerWarp = 8;  // words of 32 keys that a warp takes in one pass over a row
-
-FDMA_DEVICE bool is_visible(const SelectParams& p, int64_t element) {
-  switch (p.key_mask_bytes) {
-    case 1:
-      return static_cast<const uint8_t*>(p.key_mask)[element] != 0;
-    case 2:
-      return (static_cast<const uint16_t*>(p.key_mask)[element] & (p.key_mask_is_float ? 0x7fffu : 0xffffu)) != 0;
-    case 4:
-      return (static_cast<const uint32_t*>(p.key_mask)[element] & (p.key_mask_is_float ? 0x7fffffffu : ~0u)) != 0;
-    default:
-      return (static_cast<const uint64_t*>(p.key_mask)[element] & (p.key_mask_is_float ? ~0ull >> 1 : ~0ull)) != 0;
-  }
-}
 
 // Ranks of all keys, from the newest on: a stable sort then leaves the newer of equal keys first.
 __global__ void __launch_bounds__(kThreads)
@@ -48,23 +35,6 @@ __global__ void __launch_bounds__(kThreads)
   const bool visible = p.key_mask == nullptr || is_visible(p, b * p.key_mask_stride + k);
   ranks[index] = visible ? selection_rank(bias) : kNeverKept;
   order[index] = k;
-}
-
-// Exclusive sum over the warps of a block of each warp's `value`; `total` is the sum over all of them. Calls alternate
-// between the two halves of `sums`, so that one barrier is enough.
-FDMA_DEVICE int sum_of_earlier_warps(int value, int (&sums)[2][kRowWarps], int half, int& total) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) sums[half][warp] = value;
-  __syncthreads();
-  int running = sums[half][lane];
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int other = __shfl_up_sync(0xffffffffu, running, distance);
-    if (lane >= distance) running += other;
-  }
-  total = __shfl_sync(0xffffffffu, running, 31);
-  const int inclusive = __shfl_sync(0xffffffffu, running, warp);
-  return inclusive - value;
 }
 
 // Keys of the row that may be kept: those before the first rank of kNeverKept.

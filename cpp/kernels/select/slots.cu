@@ -9,6 +9,7 @@
 #include "kernels/launchers.hpp"
 #include "kernels/policy/bias_grad.cuh"
 #include "kernels/policy/range.hpp"
+#include "kernels/select/row_block.cuh"
 #include "kernels/sm80/tile_io.cuh"
 
 namespace fdma {
@@ -25,15 +26,27 @@ FDMA_DEVICE Span interval_span(const KeyListView& mask, int64_t list, int k) {
   return end > k ? Span{k, end} : kNoSpan;
 }
 
-// Place of a key in the order of slots: epoch, then end.
-__global__ void __launch_bounds__(kThreads)
+// One block a list: the place of each key in the order of slots, epoch before end. Epochs count the keys that are seen.
+__global__ void __launch_bounds__(kRowThreads)
     order_slots_kernel(const __grid_constant__ KeyListView mask, SlotOrder order, uint32_t* places, int32_t* keys) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= mask.lists() * mask.keys) return;
-  const int k = static_cast<int>(index % mask.keys);
-  const Span span = interval_span(mask, index / mask.keys, k);
-  places[index] = span.end == kNoSpan.end ? kHidden : order.place(k, span.end);
-  keys[index] = k;
+  __shared__ int sums[2][kRowWarps];
+  const int64_t list = blockIdx.x;
+  const int lane = threadIdx.x % 32;
+  int carry = 0;
+  int half = 0;
+  for (int first = 0; first < mask.keys; first += kRowThreads, half ^= 1) {
+    const int k = first + threadIdx.x;
+    const Span span = k < mask.keys ? interval_span(mask, list, k) : kNoSpan;
+    const bool seen = span.end != kNoSpan.end;
+    const uint32_t of_warp = __ballot_sync(0xffffffffu, seen);
+    int total;
+    const int rank =
+        carry + sum_of_earlier_warps(__popc(of_warp), sums, half, total) + __popc(of_warp & ((1u << lane) - 1));
+    carry += total;
+    if (k >= mask.keys) continue;
+    places[list * mask.keys + k] = seen ? order.place(rank, span.end) : kHidden;
+    keys[list * mask.keys + k] = k;
+  }
 }
 
 // A key that is listed more than once belongs to the first of its columns.
@@ -234,8 +247,10 @@ cudaError_t launch_fill_slots(const KeyListView& mask, const SlotTables& tables,
   const int32_t* keys = nullptr;
   if (mask.is_interval) {
     const SlotOrder order(mask.keys);
-    error =
-        start(order_slots_kernel, mask.lists() * mask.keys, stream, mask, order, scratch.places[0], scratch.keys[0]);
+    if (mask.lists() * mask.keys == 0) return cudaSuccess;
+    order_slots_kernel<<<static_cast<unsigned>(mask.lists()), kRowThreads, 0, stream>>>(mask, order, scratch.places[0],
+                                                                                        scratch.keys[0]);
+    error = cudaPeekAtLastError();
     if (error != cudaSuccess) return error;
     cub::DoubleBuffer<uint32_t> place_buffers(scratch.places[0], scratch.places[1]);
     cub::DoubleBuffer<int32_t> key_buffers(scratch.keys[0], scratch.keys[1]);

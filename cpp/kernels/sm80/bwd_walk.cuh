@@ -59,8 +59,15 @@ struct BackwardBlock {
 
   // All threads of the block construct it together.
   FDMA_DEVICE BackwardBlock(const BackwardParams& params, Sequence& shared) : p(params), sequence(shared) {
-    n = p.tile_order == nullptr ? blockIdx.x : gridDim.x - 1 - blockIdx.x;  // see QuerySumOrder
+    unsigned tile = blockIdx.x;
     kv_head = blockIdx.y;
+    if constexpr (Traits::kSlots) {
+      // Walks differ in length, and the longest are those of the first tiles: all heads start with them.
+      const unsigned index = blockIdx.y * gridDim.x + blockIdx.x;
+      tile = index / gridDim.y;
+      kv_head = index % gridDim.y;
+    }
+    n = p.tile_order == nullptr ? tile : gridDim.x - 1 - tile;  // see QuerySumOrder
     b = p.batch_begin + blockIdx.z;
     if (threadIdx.x == 0) shared = p.sequences.at(b);
     __syncthreads();
