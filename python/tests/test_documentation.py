@@ -23,10 +23,11 @@ def run_example(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+CLASSES = [name for name in flash_dmattn.__all__ if inspect.isclass(getattr(flash_dmattn, name))]
 FUNCTIONS = [name for name in flash_dmattn.__all__ if inspect.isfunction(getattr(flash_dmattn, name))]
 
 
-@pytest.mark.parametrize("module", sorted({getattr(flash_dmattn, name).__module__ for name in FUNCTIONS}))
+@pytest.mark.parametrize("module", sorted({getattr(flash_dmattn, name).__module__ for name in FUNCTIONS + CLASSES}))
 def test_docstring_examples(module: str) -> None:
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
