@@ -60,7 +60,7 @@ def flash_dmattn_func(
         Return the lse too.
     keep_window_size : int, optional
         Attend to the keys that ``DynamicMask.topk(attn_bias, keep_window_size, is_causal)`` selects. `attn_bias` is
-        then given, the same for all queries, and `attn_mask` is not.
+        then given, and `attn_mask` is not. Default: all keys.
 
     Returns
     -------

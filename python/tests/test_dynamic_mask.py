@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flash_dmattn import DynamicMask
+from flash_dmattn.testing.memory import new_memory_is_nan
 from flash_dmattn.testing.recorder import Recorder
 
 ROWS = 60  # (batch, head) pairs of each case
@@ -361,6 +362,20 @@ def test_opcheck(is_causal: bool, operator: str, padded: bool, device: str) -> N
     ((function, arguments),) = recorder.calls
     assert function.overloadpacket.__name__ == operator
     torch.library.opcheck(function, arguments)
+
+
+@pytest.mark.parametrize("device", PLACES)
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("shape", [(2, 3, 1, 200), (2, 3, 70, 200)], ids=["lists", "bits"])
+def test_everything_is_written(shape, is_causal: bool, device: str) -> None:
+    bias = torch.randn(shape).masked_fill(torch.rand(shape) < 0.5, -INF).to(device)
+    bias[1, 1] = -INF
+    expected = DynamicMask.topk(bias, 120, is_causal)
+    with new_memory_is_nan():
+        mask = DynamicMask.topk(bias, 120, is_causal)
+        packed = DynamicMask.from_dense(expected.to_dense())
+    assert torch.equal(mask.data, expected.data)
+    assert torch.equal(packed.to_dense(), expected.to_dense())
 
 
 @pytest.mark.parametrize("device", PLACES)

@@ -108,6 +108,20 @@ def test_keep_window_size_of_sequences(is_causal: bool) -> None:
 
 
 @FORMS
+def test_keys_in_pages(is_causal: bool) -> None:
+    cu_seqlens_q, cu_seqlens_k = torch.tensor([0, 3, 5]), torch.tensor([0, 20, 52])
+    query, pages = torch.randn(5, 4, 16), torch.randn(2, 4, 16, 2, 16)
+    block_table = torch.tensor([[2, 0], [3, 1]], dtype=torch.int32)
+    bias = torch.randn(2, 2, 1, 32)
+    given = {"attn_bias": bias, "is_causal": is_causal, "keep_window_size": KEEP, "cu_seqlens_q": cu_seqlens_q}
+    given = {**given, "cu_seqlens_k": cu_seqlens_k, "max_seqlen_q": 3, "max_seqlen_k": 32}
+    out = flash_dmattn_varlen_func(query, *pages, block_table=block_table, **given)
+    sequences = [tensor[block_table.long()].flatten(1, 2) for tensor in pages]  # (B, 32, H_kv, D)
+    key, value = (torch.cat((tensor[0, :20], tensor[1])) for tensor in sequences)
+    torch.testing.assert_close(out, flash_dmattn_varlen_func(query, key, value, **given))
+
+
+@FORMS
 def test_compiles_as_an_argument(is_causal: bool) -> None:
     def step(mask: DynamicMask, **leaves: torch.Tensor) -> torch.Tensor:
         return 2 * flash_dmattn_func(**leaves, attn_mask=mask, is_causal=is_causal, deterministic=True)
