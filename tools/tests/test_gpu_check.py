@@ -163,3 +163,21 @@ def test_reuse_without_a_build_is_refused(check, tmp_path):
     check.reuse = True
     entry = gpu_check.run_step(check, "build")
     assert "holds no build" in entry["problem"]
+
+
+def test_gpu_tests_of_binaries_in_shards(tmp_path: Path):
+    binary = tmp_path / "cpp" / "fdma_op_tests"
+    binary.parent.mkdir()
+    # Each shard has a test of its own; one fails.
+    binary.write_text(
+        "#!/bin/sh\n"
+        'for word in "$@"; do case $word in --gtest_output=xml:*) out=${word#--gtest_output=xml:};; esac; done\n'
+        "[ $GTEST_SHARD_INDEX = 1 ] && bad='<failure/>'\n"
+        'echo "<testsuites><testcase classname=\\"S\\" name=\\"T$GTEST_SHARD_INDEX\\">$bad</testcase></testsuites>" >$out\n'
+        '[ -z "$bad" ]\n'
+    )
+    binary.chmod(0o755)
+    check = gpu_check.Check(gpu_check.parse(["--build-dir", str(tmp_path)]))
+    entry = gpu_check.run_step(check, "ctest")
+    assert (entry["passed"], entry["failures"]) == (gpu_check.GTEST_SHARDS - 1, ["S::T1"])
+    assert entry["problem"] == "1 failed: S::T1"
