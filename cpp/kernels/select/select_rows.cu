@@ -57,6 +57,23 @@ struct PairKeys {
     pair.y = value;
     return pair;
   }
+  // Bit e: key e is worth more than the guess, and as much.
+  FDMA_DEVICE uint32_t better(T2 guess) const {
+    return bits([&](T2 pair) { return __hgt2_mask(pair, guess); });
+  }
+  FDMA_DEVICE uint32_t equal(T2 guess) const {
+    return bits([&](T2 pair) { return __heq2_mask(pair, guess); });
+  }
+
+ private:
+  // One bit of each half of a mask; those of upper halves lie 16 bits up.
+  template <typename Compare>
+  FDMA_DEVICE uint32_t bits(const Compare& compare) const {
+    uint32_t result = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) result |= compare(pairs[i]) & (0x00020001u << (2 * i));
+    return (result | result >> 16) & 0xffu;
+  }
 };
 template <>
 struct Keys<half_t> : PairKeys<half_t, __half2> {};
@@ -90,6 +107,18 @@ struct Keys<float> {
     FDMA_DEVICE int total() const { return sum; }
   };
   FDMA_DEVICE static float twice(float value) { return value; }
+  FDMA_DEVICE uint32_t better(float guess) const {
+    uint32_t result = 0;
+#pragma unroll
+    for (int e = 0; e < kLaneKeys; ++e) result |= values[e] > guess ? 1u << e : 0u;
+    return result;
+  }
+  FDMA_DEVICE uint32_t equal(float guess) const {
+    uint32_t result = 0;
+#pragma unroll
+    for (int e = 0; e < kLaneKeys; ++e) result |= values[e] == guess ? 1u << e : 0u;
+    return result;
+  }
 };
 
 // What the warps of one row tell each other.
@@ -155,6 +184,11 @@ class Row {
     return keys;
   }
 
+  // One warp has rows that fit it.
+  FDMA_DEVICE int chunks() const { return kWarps == 1 ? 1 : chunks_; }
+  FDMA_DEVICE void reload(int chunk) {
+    if (chunks() > 1) load(chunk);
+  }
   FDMA_DEVICE void load(int chunk) {
     live_ = 0;
 #pragma unroll
@@ -173,8 +207,8 @@ class Row {
   FDMA_DEVICE int count(T guess) {
     int total = 0;
     const auto both = K::twice(guess);
-    for (int chunk = 0; chunk < chunks_; ++chunk) {
-      if (chunks_ > 1) load(chunk);
+    for (int chunk = 0; chunk < chunks(); ++chunk) {
+      reload(chunk);
       typename K::Counter counter;
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
@@ -207,50 +241,57 @@ class Row {
     return __reduce_add_sync(0xffffffffu, later);
   }
 
-  FDMA_DEVICE uint32_t bits_of(int pass, T worst, bool equal) const {
-    uint32_t bits = 0;
-    const float bound = Element<T>::to_float(worst);
-#pragma unroll
-    for (int e = 0; e < kLaneKeys; ++e) {
-      const float value = Element<T>::to_float(keys_[pass].get(e));
-      bits |= (equal ? value == bound : value > bound) ? 1u << e : 0u;
+  // A byte for each pass, of the keys that the lane holds.
+  struct PassBytes {
+    uint32_t words[kPasses / 4];
+    FDMA_DEVICE uint32_t get(int pass) const {
+      const uint32_t low = pass % 8 < 4 ? words[0] : words[1], high = pass % 8 < 4 ? words[2] : words[3];
+      return ((pass < 8 ? low : high) >> (8 * (pass % 4))) & 0xffu;
     }
-    return bits;
+  };
+  static_assert(kPasses == 16);
+
+  template <typename Compare>
+  FDMA_DEVICE PassBytes compare(const Compare& bits_of) const {
+    PassBytes bytes{};
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      if (pass < live_) bytes.words[pass / 4] |= bits_of(keys_[pass]) << (8 * (pass % 4));
+    }
+    return bytes;
+  }
+  FDMA_DEVICE static int count_bits(const PassBytes& bytes) {
+    return __popc(bytes.words[0]) + __popc(bytes.words[1]) + __popc(bytes.words[2]) + __popc(bytes.words[3]);
   }
 
   // Keeps the `kept` best keys, the worst of which is worth `worst`: of its equals the newest.
   FDMA_DEVICE void store(T worst, int kept) {
+    const auto bound = K::twice(worst);
+    const auto is_better = [&](const K& keys) { return keys.better(bound); };
+    const auto is_equal = [&](const K& keys) { return keys.equal(bound); };
     int better = 0;
-    for (int chunk = 0; chunk < chunks_; ++chunk) {
-      if (chunks_ > 1) load(chunk);
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        if (pass < live_) better += __popc(bits_of(pass, worst, false));
-      }
+    for (int chunk = 0; chunk < chunks(); ++chunk) {
+      reload(chunk);
+      better += count_bits(compare(is_better));
     }
     int quota = kept - sum_of_row(better);  // equals that are still to be kept
-    for (int chunk = chunks_ - 1; chunk >= 0; --chunk) {
-      if (chunks_ > 1) load(chunk);
-      quota -= store_chunk(chunk, worst, quota);
+    for (int chunk = chunks() - 1; chunk >= 0; --chunk) {
+      reload(chunk);
+      quota -= store_chunk(chunk, compare(is_better), compare(is_equal), quota);
     }
     clear_behind();
   }
 
   // Returns how many equals the chunk has.
-  FDMA_DEVICE int store_chunk(int chunk, T worst, int quota) {
-    int equals = 0;
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) equals += pass < live_ ? __popc(bits_of(pass, worst, true)) : 0;
+  FDMA_DEVICE int store_chunk(int chunk, const PassBytes& better, const PassBytes& equal, int quota) {
+    const int equals = count_bits(equal);
     const int in_chunk = sum_of_row(equals);
     int left = quota - sum_of_later_warps(equals);  // for this warp, from its newest key on
     uint64_t live_tiles = 0;
-#pragma unroll
+#pragma unroll 1
     for (int pass = kPasses - 1; pass >= 0; --pass) {
       const int k = first_key(chunk, pass);
-      uint32_t bits = 0;
-      if (pass < live_) {
-        bits = bits_of(pass, worst, false) | newest_equals(bits_of(pass, worst, true), left);
-      }
+      const uint32_t bits = better.get(pass) | newest_equals(equal.get(pass), left);
       if (k < p_.layout.row_words() * 32) reinterpret_cast<uint8_t*>(row_)[k / 8] = static_cast<uint8_t>(bits);
       const uint32_t lanes = __ballot_sync(0xffffffffu, bits != 0);
 #pragma unroll
@@ -268,17 +309,20 @@ class Row {
 
   // The newest of the equals of a pass, as long as `left` lasts; takes those of all lanes off it.
   FDMA_DEVICE uint32_t newest_equals(uint32_t equals, int& left) const {
-    int later = __popc(equals);  // of this and higher lanes
+    const int own = __popc(equals);
+    const int all = __reduce_add_sync(0xffffffffu, own);
+    const int before = left;
+    left -= all;
+    if (before >= all) return equals;
+    if (before <= 0) return 0;
+    int later = own;  // of this and higher lanes
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const int other = __shfl_down_sync(0xffffffffu, later, distance);
       if (lane() + distance < 32) later += other;
     }
-    const int all = __shfl_sync(0xffffffffu, later, 0);
-    int own = max_of(0, min_of(left - (later - __popc(equals)), __popc(equals)));
-    left -= all;
     uint32_t kept = 0;
-    for (; own > 0; --own) {
+    for (int take = min_of(before - (later - own), own); take > 0; --take) {
       const uint32_t newest = 1u << (31 - __clz(equals));
       kept |= newest;
       equals ^= newest;
@@ -290,7 +334,7 @@ class Row {
   FDMA_DEVICE void clear_behind() const {
     const int64_t bytes = p_.layout.row_words() * 4;
     const int thread = kWarps == 1 ? lane() : threadIdx.x;
-    for (int64_t byte = static_cast<int64_t>(chunks_) * kKeys / 8 + thread; byte < bytes; byte += kWarps * 32) {
+    for (int64_t byte = static_cast<int64_t>(chunks()) * kKeys / 8 + thread; byte < bytes; byte += kWarps * 32) {
       reinterpret_cast<uint8_t*>(row_)[byte] = 0;
     }
   }
