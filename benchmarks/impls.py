@@ -17,7 +17,6 @@ import torch.nn.functional as F
 
 from benchmarks.workloads import LAYOUTS, Inputs, Workload, topk_mask
 
-
 DENSE_MASK_GIB = 10  # of a mask that a peer gets
 
 

@@ -95,16 +95,15 @@ class Workload:
         return replace(self, device=device)
 
 
+DYNAMIC = {"bias": "keys", "mask": "dynamic", "keep": 2048, "passes": ("select", "fwd", "bwd")}
 WORKLOADS = (
     Workload("dense-causal", 1, 16384, 16, 16, 128),
     Workload("dense-full", 1, 16384, 16, 16, 128, is_causal=False),
     Workload("dense-d64", 1, 16384, 32, 32, 64),
     Workload("gqa", 1, 16384, 32, 8, 128),
     Workload("seed-dma", 2, 4096, 12, 12, 128, bias="random", mask="topk", keep=1024, passes=("select", "fwd", "bwd")),
-    Workload("dma-16k", 1, 16384, 16, 8, 128, bias="keys", mask="dynamic", keep=2048, passes=("select", "fwd", "bwd")),
-    Workload(
-        "dma-32k-col", 1, 32768, 16, 8, 128, False, bias="keys", mask="dynamic", keep=2048, passes=("select", "fwd", "bwd")
-    ),
+    Workload("dma-16k", 1, 16384, 16, 8, 128, **DYNAMIC),
+    Workload("dma-32k-col", 1, 32768, 16, 8, 128, is_causal=False, **DYNAMIC),
     Workload("qkvpacked", 1, 16384, 16, 16, 128, layout="qkvpacked", beside="dense-causal"),
     Workload("varlen", 3, 16384, 16, 16, 128, layout="varlen", lengths=(8192, 16384, 4096), beside="dense-causal"),
     Workload("cpu-dense", 1, 2048, 8, 8, 64, is_causal=False, dtype="float32", device="cpu"),
@@ -138,7 +137,7 @@ class Inputs:
         self.bias: torch.Tensor | None = None
         if workload.bias == "random":
             self.bias = randn(batch, workload.heads, length, length).requires_grad_()
-        if workload.bias == "keys":  # as dynamic mask attention has it: never positive, of another strength in each head
+        if workload.bias == "keys":  # as dynamic mask attention has it: never positive, stronger from head to head
             strength = torch.linspace(0.5, 2.0, workload.heads_kv, device=device).view(-1, 1, 1)
             weakness = torch.nn.functional.softplus(randn(batch, workload.heads_kv, 1, length).float())
             self.bias = (-strength * weakness).to(dtype).requires_grad_()

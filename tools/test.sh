@@ -10,7 +10,7 @@ cd "$ROOT"
 require_compiler
 setup_venv
 require_python_headers
-setup_packages nanobind scikit-build-core pytest hypothesis rich triton
+setup_packages nanobind scikit-build-core pytest pytest-xdist hypothesis rich triton
 setup_build_tools
 setup_googletest
 
@@ -27,7 +27,7 @@ ctest --test-dir $build --output-on-failure --parallel 2
 step "pytest, with the package of this build"
 rm -rf $build/python
 cmake --install $build --component python --prefix $build/python
-PYTHONPATH=$ROOT/$build/python python -m pytest -q
+PYTHONPATH=$ROOT/$build/python python -m pytest -q -n 2 --dist worksteal
 
 step "pip install ., for the CPU"
 rm -rf $build/pip

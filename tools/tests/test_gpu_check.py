@@ -173,7 +173,8 @@ def test_gpu_tests_of_binaries_in_shards(tmp_path: Path):
         "#!/bin/sh\n"
         'for word in "$@"; do case $word in --gtest_output=xml:*) out=${word#--gtest_output=xml:};; esac; done\n'
         "[ $GTEST_SHARD_INDEX = 1 ] && bad='<failure/>'\n"
-        'echo "<testsuites><testcase classname=\\"S\\" name=\\"T$GTEST_SHARD_INDEX\\">$bad</testcase></testsuites>" >$out\n'
+        'case="<testcase classname=\\"S\\" name=\\"T$GTEST_SHARD_INDEX\\">$bad</testcase>"\n'
+        'echo "<testsuites>$case</testsuites>" >$out\n'
         '[ -z "$bad" ]\n'
     )
     binary.chmod(0o755)

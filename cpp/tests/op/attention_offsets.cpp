@@ -1,6 +1,6 @@
 // Values of cu_seqlens that lie on the GPU, where nobody checks them, and are wrong: nothing outside the outputs is
-// written, nothing outside the tensors read (memcheck sees that). Where each row still has one owner, lengths are cut to
-// what there is.
+// written, nothing outside the tensors read (memcheck sees that). Where each row still has one owner, lengths are cut
+// to what there is.
 #include <gtest/gtest.h>
 
 #include <cmath>
