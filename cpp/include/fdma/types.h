@@ -57,8 +57,8 @@ typedef enum fdma_mask_kind FDMA_ENUM_TYPE {
 /* Which keys a query may see, beside causality.
    DENSE: `tensor` is ({B|1}, {H|H_kv|1}, {Lq|1}, {Lk|1}) of any dtype of fdma_dtype; an element that compares unequal
           to zero is visible (-0.0 is zero, NaN is visible). Stride of the last dimension is 1 (or its extent is 1).
-   BITS:  `tensor.shape` is the same broadcast shape with a full last dimension (Lk), `tensor.data` a packed mask of this
-          shape (fdma/mask.h), dtype FDMA_UINT8, strides ignored.
+   BITS:  `tensor.shape` is the same broadcast shape with a full last dimension (Lk), `tensor.data` a packed mask of
+          this shape (fdma/mask.h), dtype FDMA_UINT8, strides ignored.
    COLUMNS and INTERVAL are what fdma_select (fdma/select.h) writes, INT32, rank 3, stride of the last dimension 1. They
    take memory in proportion to the keys, and so does a call with them whose mask has 1 or H_kv heads and whose bias, if
    there is one, is the same for all query rows; time goes with the keys that are seen. Any other call expands them to
