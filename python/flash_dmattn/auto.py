@@ -16,13 +16,13 @@ from flash_dmattn.refusals import not_a_tensor
 _choose_backend: Callable[[CallKind], Backend] = lru_cache(maxsize=None)(choose_backend)
 
 
-# Compilers run such a function and keep its answer, where that is a number: they cannot trace what asks the driver.
-_constant_for_compilers = getattr(getattr(torch, "compiler", None), "assume_constant_result", lambda function: function)
-
-
-@_constant_for_compilers
 def _index_of_chosen(*kind: Any) -> int:
     return BACKENDS.index(_choose_backend(CallKind(*kind)))
+
+
+# Compilers run the function and keep its answer, a number: they cannot trace what asks the driver. This is the mark of
+# torch.compiler.assume_constant_result, which would import the compiler, and Triton with it, into every process.
+_index_of_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def flash_dmattn_func_auto(backend: Optional[str] = None) -> AttentionFunction:
