@@ -7,13 +7,12 @@ on where the checkout lies, not on git being there (a copy of the tree gives the
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("cpp", "python", "CMakeLists.txt")
 
-# What a build or a test run leaves between the sources of a copy that has no git to tell them apart.
+# What a build or a test run leaves between the sources.
 _GENERATED_DIRS = {"__pycache__", "build"}
 _GENERATED_SUFFIXES = {".pyc", ".pyo", ".so", ".o", ".a"}
 
@@ -27,23 +26,6 @@ def _is_generated(relative: Path) -> bool:
     )
 
 
-def _tracked(root: Path) -> list[Path] | None:
-    """Tracked files, or None when `root` is not the top of a git checkout that tracks any."""
-    if not (root / ".git").exists():
-        return None
-    try:
-        listing = subprocess.run(
-            ["git", "-c", f"safe.directory={root}", "-C", str(root), "ls-files", "-z", "--", *SOURCES],
-            check=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    # A copied tree may sit in a repository of its own that tracks nothing.
-    return [Path(name) for name in listing.decode().split("\0") if name] or None
-
-
 def _walked(root: Path) -> list[Path]:
     files = []
     for source in SOURCES:
@@ -54,10 +36,12 @@ def _walked(root: Path) -> list[Path]:
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
-    """The files that the digest covers, relative to `root`, in the digest's order."""
-    tracked = _tracked(root)
-    files = _walked(root) if tracked is None else [path for path in tracked if (root / path).is_file()]
-    return sorted((path for path in files if not _is_generated(path)), key=lambda path: path.as_posix())
+    """The files that the digest covers, relative to `root`, in the digest's order.
+
+    Git is not asked: a copy of the tree may lie in a repository that tracks none of its files, or those of another
+    commit, and a file that nobody has added yet is built and tested all the same.
+    """
+    return sorted((path for path in _walked(root) if not _is_generated(path)), key=lambda path: path.as_posix())
 
 
 def source_digest(root: Path = ROOT) -> str:

@@ -29,9 +29,11 @@ def test_same_with_and_without_git(tree):
     assert source_digest(tree) == without
 
 
-def test_repository_that_tracks_nothing_counts_as_none(tree):
+def test_same_in_a_repository_that_tracks_other_files(tree):
     expected = source_digest(tree)
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    assert source_digest(tree) == expected
+    subprocess.run(["git", "-C", str(tree), "add", "cpp"], check=True)
     assert source_digest(tree) == expected
 
 
@@ -65,12 +67,12 @@ def test_every_change_counts(tree):
     assert len(seen) == 5
 
 
-def test_untracked_files_do_not_count_in_a_checkout(tree):
+def test_files_that_are_not_yet_added_count(tree):
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
     subprocess.run(["git", "-C", str(tree), "add", "-A"], check=True)
     before = source_digest(tree)
     (tree / "cpp/new.cpp").write_text("int n;")
-    assert source_digest(tree) == before
+    assert source_digest(tree) != before
 
 
 def test_this_tree_has_sources():
