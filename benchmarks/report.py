@@ -167,7 +167,8 @@ def _readme_table(document: dict) -> list[str]:
             factor = best[at]["ms"] / row["ms"]
             peer, ratio = f"{best[at]['impl']} {best[at]['ms']:.3f}", f"{factor:.2f}"
             if factor < 1:
-                losses.append(f"{at[0]} {at[1]} ({factor:.2f})")
+                by = "" if row["impl"] in ("cuda", "cpu") else f" with {row['impl']}"
+                losses.append(f"{at[0]} {at[1]}{by} ({factor:.2f})")
             remark = remarks.get((at[0], best[at]["impl"]))
             if remark and f"{at[0]}, {best[at]['impl']}: {remark}." not in notes:
                 notes.append(f"{at[0]}, {best[at]['impl']}: {remark}.")
