@@ -27,9 +27,13 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
-// As backward, with the tiles for devices with (`roomy`) or without more than 99 KB of shared memory a block, so that a
-// large GPU can test the tiles of small ones.
-void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy);
+// Which of the kernels that a device can run the calls of this thread take. Tests try the others on a large GPU.
+enum class KernelFamily {
+  kBest,
+  kPortable,   // none of one architecture alone
+  kSmallTiles  // of the portable ones those for devices with 99 KB of shared memory a block
+};
+extern thread_local KernelFamily kernel_family;
 }  // namespace cuda
 #endif
 

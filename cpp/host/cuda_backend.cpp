@@ -5,6 +5,7 @@
 
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
+#include "host/cuda_hopper.hpp"
 #include "host/cuda_params.hpp"
 #include "host/cuda_slots.hpp"
 #include "host/dtype.hpp"
@@ -139,22 +140,25 @@ void clear_unreached_rows(const AttentionParams& params, const View4& output, bo
 struct BackwardScratch {
   size_t sums_bytes = 0, order_bytes = 0, keys_bytes = 0;
 
+  // `queries`: rows of a query tile of the main kernel.
   BackwardScratch(BackwardParams& params, const BackwardProblem& problem, Workspace& workspace, int bucket,
-                  bool roomy) {
-    const BackwardTile tile = backward_tile(bucket, roomy);
-    params.row_tiles.tile = tile.queries;
-    params.row_tiles.per_sequence = ceil_div<int64_t>(problem.len_q, tile.queries);
+                  int queries) {
+    params.row_tiles.tile = queries;
+    params.row_tiles.per_sequence = ceil_div<int64_t>(problem.len_q, queries);
     params.row_tiles.packed = problem.sequences.packed;
     const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, problem.rows_q());
-    params.stats_stride_head = tiles * tile.queries;
+    params.stats_stride_head = tiles * queries;
     params.row_stats = workspace.take<float2>(params.stats_stride_head * problem.heads_q);
     if (problem.grad_query) {
-      const int64_t elements = tiles * problem.heads_q * tile.queries * bucket;
+      const int64_t elements = tiles * problem.heads_q * queries * bucket;
       params.grad_query_sum = workspace.take<float>(elements);
       sums_bytes = static_cast<size_t>(elements) * sizeof(float);
       if (problem.deterministic) {
-        params.tile_order = workspace.take<int32_t>(tiles * problem.heads_q);
-        order_bytes = static_cast<size_t>(tiles * problem.heads_q) * sizeof(int32_t);
+        // As many as smaller tiles would need: which kernels run depends on addresses that are not known when the size is
+        // asked for.
+        const int64_t counters = tiles * ceil_div(queries, 64) * problem.heads_q;
+        params.tile_order = workspace.take<int32_t>(counters);
+        order_bytes = static_cast<size_t>(counters) * sizeof(int32_t);
       }
     }
     const int64_t heads = problem.batch * problem.heads_q;
@@ -196,6 +200,8 @@ BackwardParams backward_params(const BackwardProblem& problem) {
 
 }  // namespace
 
+thread_local KernelFamily kernel_family = KernelFamily::kBest;
+
 void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream) {
   const DeviceGuard guard(problem.device.index);
   const AttentionKernels& kernels = kernels_for(problem);
@@ -208,6 +214,8 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.pages.pages_per_sequence = problem.pages.pages_per_sequence;
   params.pages.page_size = problem.pages ? narrow(problem.pages.page_size, "the page size") : 1;
   params.pages.pages = narrow(problem.pages.pages, "the number of pages");
+  const DeviceInfo& device = device_info(problem.device.index);
+  params.work_counter = workspace.take<int32_t>(1);
   if (problem.runs_on_slots()) {
     SlotCall slots(problem, params, workspace);
     if (workspace.counting()) return;
@@ -216,16 +224,16 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
     bind_mask(params, problem, workspace, stream);
     if (workspace.counting()) return;
   }
+  const bool hopper = hopper_serves_forward(params, kernels, device);
   clear_unreached_rows(params, problem.out, false, problem.lse, stream);
-  check(kernels.forward(params, stream), "attention forward");
+  check(hopper ? kernels.forward_sm90(params, device.multiprocessors, stream) : kernels.forward(params, stream),
+        "attention forward");
 }
 
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream) {
-  backward_with_tiles(problem, workspace, stream, device_info(problem.device.index).roomy);
-}
-
-void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy) {
   const DeviceGuard guard(problem.device.index);
+  const DeviceInfo& device = device_info(problem.device.index);
+  const bool roomy = device.roomy && kernel_family != KernelFamily::kSmallTiles;
   const AttentionKernels& kernels = kernels_for(problem);
   BackwardParams params = backward_params(problem);
   std::optional<SlotCall> slots;
@@ -233,7 +241,10 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
     slots.emplace(problem, params, workspace);
     slots->take_gradients(problem, params, workspace);
   }
-  const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
+  const bool hopper = hopper_serves_backward(params, kernels, device);
+  const int queries = hopper ? sm90::backward_tile(kernels.head_dim).queries
+                             : backward_tile(kernels.head_dim, roomy).queries;
+  const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, queries);
   const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
   if (has_scores && !slots) bind_mask(params, problem, workspace, stream);
   if (workspace.counting()) return;
@@ -247,8 +258,14 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   scratch.clear(params, stream);
   const bool main_kernel = problem.grad_query || problem.grad_key || problem.grad_value ||
                            params.bias_grad == BiasGradMode::kScores || params.bias_grad == BiasGradMode::kKeys;
-  if (main_kernel) check(kernels.backward(params, roomy, stream), "attention backward");
-  if (problem.grad_query) check(kernels.finish_backward(params, roomy, stream), "the gradient of the query");
+  if (main_kernel) {
+    check(hopper ? kernels.backward_sm90(params, stream) : kernels.backward(params, roomy, stream),
+          "attention backward");
+  }
+  if (problem.grad_query) {
+    check(hopper ? kernels.finish_backward_sm90(params, stream) : kernels.finish_backward(params, roomy, stream),
+          "the gradient of the query");
+  }
   if (params.bias_grad == BiasGradMode::kBatched) {
     check(kernels.bias_gradient(params, stream), "the gradient of the bias");
   } else if (params.bias_grad == BiasGradMode::kKeys && slots) {

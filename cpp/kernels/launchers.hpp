@@ -53,6 +53,10 @@ struct AttentionKernels {
   cudaError_t (*finish_backward)(const BackwardParams& params, bool roomy, cudaStream_t stream);
   // grad_bias of mode kBatched.
   cudaError_t (*bias_gradient)(const BackwardParams& params, cudaStream_t stream);
+  // Hopper's own (sm_90a), for calls that host/cuda_hopper.hpp says they serve. Null where the build has none.
+  cudaError_t (*forward_sm90)(const ForwardParams& params, int multiprocessors, cudaStream_t stream);
+  cudaError_t (*backward_sm90)(const BackwardParams& params, cudaStream_t stream);
+  cudaError_t (*finish_backward_sm90)(const BackwardParams& params, cudaStream_t stream);
 };
 
 // The smallest bucket that serves head_dim, or null when none was built.

@@ -86,6 +86,7 @@ struct ForwardParams : AttentionParams {
   TensorView out;
   float* lse = nullptr;     // or null
   bool vector_out = false;  // every row of out starts at a multiple of 16 bytes
+  int32_t* work_counter = nullptr;  // scratch, one number: kernels whose blocks stay take query tiles from it; or null
 };
 
 // Rows of a (batch, row, head, D) tensor, and of lse, that belong to no sequence.

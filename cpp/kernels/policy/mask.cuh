@@ -77,9 +77,21 @@ FDMA_DEVICE void apply_key_limit(float (&acc)[kM][kN][4], int row0, int col0, in
   }
 }
 
+// Hides the scores of row (i, half) in the block columns of one word of a packed mask whose bit is zero. `mine`: the word,
+// shifted to the thread's first column, so that every bit index is a constant.
+template <int kM, int kN>
+FDMA_DEVICE void apply_mask_word(float (&acc)[kM][kN][4], int i, int half, int word, uint32_t mine) {
+#pragma unroll
+  for (int j = word * 4; j < min_of(kN, word * 4 + 4); ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (!(mine & (1u << (8 * (j % 4) + c)))) acc[i][j][2 * half + c] = -INFINITY;
+    }
+  }
+}
+
 // Hides the scores whose bit is zero. `bits`: word of the warp's first column in the warp's first row, in shared
-// memory; `pitch` words from row to row; `shift`: bit of the first column (0, or 16 for tiles of 16 columns). One shift
-// aligns the thread's columns, after it every bit index is a constant.
+// memory; `pitch` words from row to row; `shift`: bit of the first column (0, or 16 for tiles of 16 columns).
 template <int kM, int kN>
 FDMA_DEVICE void apply_mask_bits(float (&acc)[kM][kN][4], const uint32_t* bits, int pitch, int lane, int shift = 0) {
   constexpr int kWords = (kN * 8 + 31) / 32;
@@ -90,14 +102,7 @@ FDMA_DEVICE void apply_mask_bits(float (&acc)[kM][kN][4], const uint32_t* bits, 
       const uint32_t* row = bits + (16 * i + 8 * half + lane / 4) * pitch;
 #pragma unroll
       for (int word = 0; word < kWords; ++word) {
-        const uint32_t mine = row[word] >> (shift + 2 * (lane % 4));
-#pragma unroll
-        for (int j = word * 4; j < min_of(kN, word * 4 + 4); ++j) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            if (!(mine & (1u << (8 * (j % 4) + c)))) acc[i][j][2 * half + c] = -INFINITY;
-          }
-        }
+        apply_mask_word(acc, i, half, word, row[word] >> (shift + 2 * (lane % 4)));
       }
     }
   }

@@ -17,9 +17,10 @@ template <int kM>
 struct OnlineSoftmax {
   static constexpr float kSlackBits = 8.f;
 
-  float reference[kM][2];  // in bits
-  float sum[kM][2];        // this thread's share, reduced over the quad at the end
-  float unit;              // positive
+  float reference[kM][2];   // in bits
+  float sum[kM][2];         // this thread's share, reduced over the quad at the end
+  float correction[kM][2];  // what the last move of the reference multiplies earlier weights by
+  float unit;               // positive
 
   FDMA_DEVICE explicit OnlineSoftmax(float unit_of_x) : unit(unit_of_x) {
 #pragma unroll
@@ -32,6 +33,13 @@ struct OnlineSoftmax {
   // Replaces scores by weights and adds them to the sums; rescales `out` and the sums where the reference has to move.
   template <int kN, int kNO>
   FDMA_DEVICE void step(float (&x)[kM][kN][4], float (&out)[kM][kNO][4]) {
+    if (advance(x)) rescale(out);
+  }
+
+  // As step, for kernels whose `out` is being added to meanwhile: when the result is true (for the whole warp), what was
+  // summed with earlier weights needs `rescale` before the new weights are.
+  template <int kN>
+  FDMA_DEVICE bool advance(float (&x)[kM][kN][4]) {
     float maximum[kM][2];
     bool exceeds = false;
 #pragma unroll
@@ -46,7 +54,8 @@ struct OnlineSoftmax {
         exceeds |= maximum[i][half] * unit > reference[i][half] + kSlackBits;
       }
     }
-    if (__any_sync(0xffffffffu, exceeds)) raise(maximum, out);
+    const bool moves = __any_sync(0xffffffffu, exceeds);
+    if (moves) raise(maximum);
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -62,6 +71,15 @@ struct OnlineSoftmax {
           }
         }
       }
+    }
+    return moves;
+  }
+  template <int kNO>
+  FDMA_DEVICE void rescale(float (&out)[kM][kNO][4]) const {
+#pragma unroll
+    for (int i = 0; i < kM; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) scale_row(out, i, half, correction[i][half]);
     }
   }
 
@@ -83,17 +101,15 @@ struct OnlineSoftmax {
 
  private:
   // Moves the reference of every row to the maximum seen so far.
-  template <int kNO>
-  FDMA_DEVICE void raise(const float (&maximum)[kM][2], float (&out)[kM][kNO][4]) {
+  FDMA_DEVICE void raise(const float (&maximum)[kM][2]) {
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float raised = fmaxf(reference[i][half], quad_max(maximum[i][half]) * unit);
-        const float rescale = exp2_approx(reference[i][half] - (raised == -INFINITY ? 0.f : raised));
+        correction[i][half] = exp2_approx(reference[i][half] - (raised == -INFINITY ? 0.f : raised));
         reference[i][half] = raised;
-        sum[i][half] *= rescale;
-        scale_row(out, i, half, rescale);
+        sum[i][half] *= correction[i][half];
       }
     }
   }

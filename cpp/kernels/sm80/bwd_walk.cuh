@@ -149,6 +149,21 @@ struct BackwardLoader {
   }
 };
 
+// Word `word` of the mask's tile bits, for query tile m of head h.
+template <typename Traits>
+FDMA_DEVICE uint32_t mask_tile_word(const BackwardParams& p, const BackwardBlock<Traits>& block, int h, int m,
+                                    int word) {
+  constexpr int kTile = static_cast<int>(kMaskTile);
+  const int first = m * Traits::kQueries / kTile;
+  uint32_t bits = __ldg(p.mask.row_tile(block.b, h, first) + word);
+  if constexpr (Traits::kQueries > kTile) {
+    static_assert(Traits::kQueries == 2 * kTile);
+    const int last = min_of(first + 1, (block.sequence.len_q - 1) / kTile);
+    bits |= __ldg(p.mask.row_tile(block.b, h, last) + word);
+  }
+  return bits;
+}
+
 // The query tiles of all heads of the group, in the order a block visits them: head by head, tiles ascending, without
 // those in which the mask leaves no score.
 template <typename Traits>
@@ -181,8 +196,7 @@ class QueryWalk {
       const int tile = base + threadIdx.x % 32;
       bool live = false;
       if (tile < block_.tile_count) {
-        const int64_t row_tile = tile * Traits::kQueries / kMaskTile;
-        live = (__ldg(p_.mask.row_tile(block_.b, h, row_tile) + key_tile / 32) & bits) != 0;
+        live = (mask_tile_word<Traits>(p_, block_, h, tile, key_tile / 32) & bits) != 0;
       }
       const uint32_t ballot = __ballot_sync(0xffffffffu, live);
       if (ballot != 0) return base + __ffs(ballot) - 1;
@@ -226,21 +240,20 @@ class QuerySumOrder {
 
 // Key tiles before tile n in which the mask leaves query tile m a score.
 template <typename Traits>
-FDMA_DEVICE int live_key_tiles(const BackwardParams& p, int b, int h, int m, int n) {
+FDMA_DEVICE int live_key_tiles(const BackwardParams& p, const BackwardBlock<Traits>& block, int h, int m, int n) {
   if (!p.has_mask) return n;
   constexpr bool kTwoMaskTiles = Traits::kKeys == 2 * kMaskTile;      // a key tile covers two mask tiles
   constexpr int kShared = max_of<int>(1, kMaskTile / Traits::kKeys);  // or a mask tile covers kShared key tiles
-  const uint32_t* words = p.mask.row_tile(b, h, m * Traits::kQueries / kMaskTile);
   const int end = static_cast<int>(n * static_cast<int64_t>(Traits::kKeys) / kMaskTile);
   int count = 0;
   for (int begin = 0; begin < end; begin += 32) {
-    uint32_t live = __ldg(words + begin / 32);
+    uint32_t live = mask_tile_word(p, block, h, m, begin / 32);
     if (kTwoMaskTiles) live = (live | (live >> 1)) & 0x55555555u;
     if (end - begin < 32) live &= (1u << (end - begin)) - 1;
     count += __popc(live) * kShared;
   }
   const int before = n % kShared;  // key tiles before n in n's own mask tile
-  if (before > 0 && ((__ldg(words + end / 32) >> (end % 32)) & 1)) count += before;
+  if (before > 0 && ((mask_tile_word(p, block, h, m, end / 32) >> (end % 32)) & 1)) count += before;
   return count;
 }
 
@@ -256,7 +269,7 @@ FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Trai
   const int end =
       static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.sequence.len_q,
                                       block.sequence.len_k, p.is_causal, Traits::kKeys));
-  return live_key_tiles<Traits>(p, block.b, h, m, end) - live_key_tiles<Traits>(p, block.b, h, m, block.n + 1);
+  return live_key_tiles(p, block, h, m, end) - live_key_tiles(p, block, h, m, block.n + 1);
 }
 
 }  // namespace fdma::sm80

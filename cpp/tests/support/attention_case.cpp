@@ -372,17 +372,6 @@ void AttentionCall::backward(bool deterministic, int num_threads, fdma_stream st
   expect_success(fdma_attention_backward(&params, backward_workspace_.data(), bytes, stream), "backward");
 }
 
-#if defined(FDMA_WITH_CUDA)
-void AttentionCall::backward_in_small_tiles(bool deterministic) {
-  const BackwardProblem problem = make_backward_problem(backward_params(deterministic, 0), true);
-  Workspace size;
-  cuda::backward_with_tiles(problem, size, nullptr, false);
-  reserve_backward_workspace(size.used());
-  Workspace workspace(backward_workspace_.data());
-  cuda::backward_with_tiles(problem, workspace, nullptr, false);
-}
-#endif
-
 void AttentionCall::download() {
   synchronize(device_);
   for (Tensor* tensor : all_outputs()) tensor->download();

@@ -112,10 +112,6 @@ class AttentionCall {
   // Through supported, workspace_size and the call; a status that is not FDMA_SUCCESS fails the test.
   void forward(int num_threads = 0, fdma_stream stream = nullptr);
   void backward(bool deterministic = true, int num_threads = 0, fdma_stream stream = nullptr);
-#if defined(FDMA_WITH_CUDA)
-  // With the tiles for GPUs of little shared memory, whatever the GPU.
-  void backward_in_small_tiles(bool deterministic);
-#endif
   // Gives the next calls these values of cu_seqlens instead of the case's own, which the reference keeps to.
   void set_offsets(const std::vector<int64_t>& q, const std::vector<int64_t>& k);
   void download();  // outputs to the host

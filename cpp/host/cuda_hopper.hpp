@@ -1,0 +1,36 @@
+// Which calls Hopper's own kernels serve. The others run on the portable ones.
+#pragma once
+
+#include "host/backend.hpp"
+#include "host/cuda_device.hpp"
+#include "kernels/launchers.hpp"
+#include "kernels/sm90/tile_config.hpp"
+
+namespace fdma::cuda {
+
+// What the copy engine needs: rows that start at multiples of 16 bytes and follow each other at a distance; no pages. A
+// bias has a row of its own for every query and the dtype of the query, or is one of slots.
+inline bool hopper_serves(const AttentionParams& p, ElementType type) {
+  const bool rows = p.vector_rows && p.query.stride_row != 0 && p.key.stride_row != 0 && p.value.stride_row != 0;
+  if (p.slots.spans != nullptr || p.bias.data == nullptr) return rows;
+  return rows && p.bias.type == type && p.bias.vector_rows && p.bias.stride_key == 1 && p.bias.stride_row != 0;
+}
+
+inline bool takes_hopper(const DeviceInfo& device) {
+  return device.compute_capability == 90 && kernel_family == KernelFamily::kBest;
+}
+inline bool hopper_serves_forward(const ForwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
+  return kernels.forward_sm90 != nullptr && takes_hopper(device) && p.pages.table == nullptr &&
+         hopper_serves(p, kernels.type);
+}
+// No softcap: its derivative would need the scores once more. The gradient of the bias is stored by the copy engine, too.
+inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels,
+                                   const DeviceInfo& device) {
+  const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
+  const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
+  return kernels.backward_sm90 != nullptr && sm90::has_backward(kernels.head_dim) && takes_hopper(device) &&
+         p.softcap == 0 && p.grad_out.stride_row != 0 && (!stores_scores || vector_scores) &&
+         hopper_serves(p, kernels.type);
+}
+
+}  // namespace fdma::cuda

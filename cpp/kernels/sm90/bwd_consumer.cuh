@@ -1,0 +1,328 @@
+// Backward, the consumers: two warpgroups of 64 keys each, which keep the sums of dK and dV in registers. Scores are
+// computed transposed, keys along the rows, so that P^T and dS^T are operands of the next products as they lie in
+// registers; only dS crosses shared memory, for dQ = dS K.
+//
+// One query tile: S^T = K Q^T | dP^T = V dO^T | P^T | dS^T | dV += P^T dO | dS to shared memory, barrier of both groups |
+// dQ = dS K | dK += dS^T Q | dQ to its scratch while dK runs.
+#pragma once
+
+#include "kernels/policy/mask.cuh"
+#include "kernels/policy/score.cuh"
+#include "kernels/sm90/bwd_traits.cuh"
+#include "kernels/sm90/tile_io.cuh"
+#include "kernels/sm90/transposed.cuh"
+
+namespace fdma::sm90 {
+
+template <typename Traits>
+class BackwardConsumer {
+  using T = typename Traits::T;
+  using Block = sm80::BackwardBlock<Traits>;
+  using Sum = typename Traits::Sum;
+  static constexpr int kStages = Traits::kStages, kN = Traits::kN, kNO = Traits::kNO;
+  using Scores = float[1][kN][4];
+  using Operand = uint32_t[1][kN / 2][4];
+
+ public:
+  FDMA_DEVICE BackwardConsumer(const BackwardLaunch& launch, const BackwardShared<Traits>& shared, const Block& block)
+      : launch_(launch),
+        p_(launch),
+        shared_(shared),
+        block_(block),
+        group_(threadIdx.x / kGroupThreads - 1),
+        warp_(threadIdx.x % kGroupThreads / 32),
+        lane_(threadIdx.x % 32),
+        unit_(p_.scale, p_.softcap),
+        folded_(!Traits::kBiased && unit_.foldable() && (!Traits::kSlots || p_.slots.bias == nullptr)),
+        key_(shared.base + Traits::kKeyOffset, group_ * kGroupRows),
+        value_(shared.base + Traits::kValueOffset, group_ * kGroupRows),
+        query_rows_(shared.base + Traits::kQueryOffset),
+        grad_out_rows_(shared.base + Traits::kGradOutOffset),
+        query_cols_(shared.base + Traits::kQueryOffset),
+        grad_out_cols_(shared.base + Traits::kGradOutOffset),
+        score_(shared.base + Traits::kScoreOffset, Sum::kSplitRows ? group_ * kGroupRows : 0),
+        key_cols_(shared.base + Traits::kKeyOffset, Sum::kSplitRows ? 0 : group_ * kBlockCols) {}
+
+  FDMA_DEVICE void run() {
+    float grad_key[1][kNO][4], grad_value[1][kNO][4];
+    sm80::clear(grad_key);
+    sm80::clear(grad_value);
+    QueryNote note = next_query();
+    if (note.h >= 0) {
+      load_spans();
+      shared_.keys().wait(0);
+      clear_keys_behind();
+      int head = -1;
+      while (note.h >= 0) {
+        if (note.h != head) begin_head(head, note.h);
+        head = note.h;
+        step(note, grad_key, grad_value);
+        note = next_query();
+      }
+      begin_head(head, -1);
+    }
+    store(p_.grad_key, grad_key, p_.scale);
+    store(p_.grad_value, grad_value, 1.f);
+    wait_stores_read<0>();
+  }
+
+ private:
+  template <int kRingStages>
+  FDMA_DEVICE void release(const Ring<kRingStages>& ring, RingPosition<kRingStages>& at) const {
+    __syncwarp();
+    if (lane_ == 0) ring.empty(at.stage).arrive();
+    at.advance();
+  }
+  FDMA_DEVICE QueryNote next_query() const {
+    shared_.queries().wait_full(query_at_);
+    return shared_.note(query_at_.stage);
+  }
+  FDMA_DEVICE int key0() const { return block_.k() + group_ * kGroupRows + warp_ * 16; }  // the warp's first key
+
+  FDMA_DEVICE void step(const QueryNote& note, float (&grad_key)[1][kNO][4], float (&grad_value)[1][kNO][4]) {
+    constexpr int kTileBytes = Traits::QueryTile::kBytes;
+    const int query_offset = query_at_.stage * kTileBytes, grad_out_offset = grad_out_at_.stage * kTileBytes;
+    Scores weights, grad;
+    shared_.grad_outs().wait_full(grad_out_at_);
+    clear_queries_behind(note.m);
+    hold(weights);
+    hold(grad);
+    begin_products();
+    multiply<T, Traits::kHeadDim / 16>(weights, key_, 0, query_rows_, query_offset, false);
+    commit_products();
+    multiply<T, Traits::kHeadDim / 16>(grad, value_, 0, grad_out_rows_, grad_out_offset, false);
+    commit_products();
+    wait_products<1>();
+    hold(weights);
+    finish_weights(weights, note.m);
+    wait_products<0>();
+    hold(grad);
+    const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
+    to_transposed_grad_scores(grad, weights, stats);
+    add_bias_gradient(grad);
+
+    Operand weight_operand, grad_operand;
+    to_operand(weight_operand, weights);
+    to_operand(grad_operand, grad);
+    hold(weight_operand);
+    hold(grad_value);
+    begin_products();
+    multiply<T, Traits::kQueries / 16>(grad_value, weight_operand, grad_out_cols_, grad_out_offset);
+    commit_products();
+
+    if (lane_ == 0) wait_stores_read<0>();              // what this lane stored a step ago has left shared memory
+    if (Traits::kScoreStages == 1) sync_consumers();  // nobody still reads the previous dS
+    const int score_offset = score_stage_ * Traits::ScoreTile::kBytes;
+    store_transposed(shared_.base + Traits::kScoreOffset + score_offset + group_ * Traits::ScoreTile::kBlockBytes,
+                     grad_operand, warp_, lane_);
+    publish_shared();
+    sync_consumers();
+    score_stage_ = (score_stage_ + 1) % Traits::kScoreStages;
+    store_bias_gradient(note, score_offset);
+
+    float grad_query[1][Sum::kN][4];
+    hold(grad_query);
+    hold(grad_operand);
+    hold(grad_key);
+    begin_products();
+    multiply<T, Traits::kKeys / 16>(grad_query, score_, score_offset, key_cols_, 0, false);
+    commit_products();
+    multiply<T, Traits::kQueries / 16>(grad_key, grad_operand, query_cols_, query_offset);
+    commit_products();
+    wait_products<1>();
+    hold(grad_query);
+    hold(grad_value);
+    hold(weight_operand);
+    release(shared_.grad_outs(), grad_out_at_);
+    add_query_gradient(grad_query, note);
+    wait_products<0>();
+    hold(grad_key);
+    hold(grad_operand);
+    release(shared_.queries(), query_at_);
+  }
+
+  FDMA_DEVICE static void sync_consumers() { sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers); }
+
+  // Turns k.q into P^T.
+  FDMA_DEVICE void finish_weights(Scores& x, int m) {
+    if constexpr (Traits::kSlots) {
+      if (!folded_) scale_and_shift(x, unit_.scale_log2, slot_bias_);
+    } else {
+      if (!folded_) unit_.to_bits(x);
+    }
+    if constexpr (Traits::kBiased) {
+      shared_.biases().wait_full(bias_at_);
+      add_transposed_bias<T>(
+          x, shared_.base + Traits::kBiasOffset + group_ * Traits::ScoreTile::kBlockBytes, warp_, lane_);
+      release(shared_.biases(), bias_at_);
+    }
+    const int q = m * Traits::kQueries;
+    if (p_.has_mask) {
+      const int key = group_ * kGroupRows + warp_ * 16;  // in the tile
+      apply_transposed_mask(x, shared_.mask(query_at_.stage) + key / 32 * 4, key % 32, lane_);
+    }
+    if constexpr (Traits::kSlots) {
+      apply_transposed_spans(x, spans_, q + p_.slots.shift, lane_);
+    } else {
+      const int key = key0();
+      if (key + 16 > key_limit(q, block_.sequence.len_q, block_.sequence.len_k, p_.is_causal)) {
+        apply_transposed_key_limit(x, key, q, block_.sequence, p_.is_causal, lane_);
+      }
+    }
+    const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
+    transposed_weights_from_bits(x, stats, folded_ ? unit_.scale_log2 : 1.f);
+  }
+
+  FDMA_DEVICE static void to_operand(Operand& a, const Scores& acc) {
+#pragma unroll
+    for (int k = 0; k < kN / 2; ++k) {
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {  // (rows 0-7, 8-15) of the first block, then of the second
+        const float* pair = acc[0][2 * k + part / 2] + 2 * (part % 2);
+        a[0][k][part] = Element<T>::pack(pair[0], pair[1]);
+      }
+    }
+  }
+
+  // Sums of dS over the queries, of the thread's two keys.
+  FDMA_DEVICE void add_bias_gradient(const Scores& grad) {
+    if constexpr (Traits::kSlots) {
+      if (p_.bias_grad != BiasGradMode::kKeys) return;
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) key_sums_[e / 2] += grad[0][j][e];
+      }
+    }
+  }
+  // Between the heads of a group: the sums of the last one are stored, the biases of the next one are read.
+  FDMA_DEVICE void begin_head(int last, int next) {
+    if constexpr (Traits::kSlots) {
+      const SlotView& slots = p_.slots;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int slot = key0() + 8 * half + lane_ / 4;
+        if (last >= 0 && p_.bias_grad == BiasGradMode::kKeys) {
+          const float sum = quad_sum(key_sums_[half]);
+          if (lane_ % 4 == 0) {
+            p_.grad_bias_keys[(static_cast<int64_t>(block_.b) * p_.heads_q + last) * p_.bias_keys + slot] = sum;
+          }
+        }
+        key_sums_[half] = 0.f;
+        slot_bias_[half] = next >= 0 && slots.bias != nullptr
+                               ? slots.bias[slots.bias_row(block_.b, next) * slots.slots + slot]
+                               : 0.f;
+      }
+    }
+  }
+  FDMA_DEVICE void load_spans() {
+    if constexpr (Traits::kSlots) {
+      const SlotView& slots = p_.slots;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        spans_[half] =
+            slots.spans[slots.list(block_.b, block_.kv_head) * slots.slots + key0() + 8 * half + lane_ / 4];
+      }
+    }
+  }
+
+  // dS is the gradient of a bias that has an element for every score.
+  FDMA_DEVICE void store_bias_gradient(const QueryNote& note, int score_offset) const {
+    if constexpr (Traits::kBiased) {
+      if (p_.bias_grad != BiasGradMode::kScores || warp_ != 0 || lane_ != 0) return;
+      store_box(launch_.grad_bias,
+                shared_.base + Traits::kScoreOffset + score_offset + group_ * Traits::ScoreTile::kBlockBytes,
+                block_.k() + group_ * kGroupRows, note.m * Traits::kQueries, note.h, block_.b);
+      commit_stores();
+    }
+  }
+
+  FDMA_DEVICE void add_query_gradient(const float (&grad)[1][Sum::kN][4], const QueryNote& note) const {
+    if (p_.grad_query_sum == nullptr) return;
+    const int warp = group_ * 4 + warp_;
+    const uint32_t stage = shared_.base + Traits::kSumOffset + warp * Sum::kWarpElements * 4;
+    // What the warp staged a step ago has been read: its first lane waited before the barrier.
+    Sum::stage(stage, grad, lane_);
+    publish_shared();
+    __syncwarp();
+    if (lane_ != 0) return;
+    const int64_t row_tile = block_.first_row_tile() + note.m;
+    float* target = Sum::tile(p_.grad_query_sum, row_tile * p_.heads_q + note.h) + warp * Sum::kWarpElements;
+    if (p_.tile_order == nullptr) {
+      add_floats(target, stage, Sum::kWarpElements * 4);
+      commit_stores();
+      return;
+    }
+    add_in_order(target, stage, row_tile, note);
+  }
+  // Deterministic mode, see sm80::QuerySumOrder: the counter of the tile counts warps.
+  FDMA_DEVICE void add_in_order(float* target, uint32_t stage, int64_t row_tile, const QueryNote& note) const {
+    int32_t* counter = p_.tile_order + row_tile * p_.heads_q + note.h;
+    const int before = note.rank * (Traits::kConsumers / 32);
+    int done;
+    do {
+      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(counter) : "memory");
+    } while (done < before);
+    add_floats(target, stage, Sum::kWarpElements * 4);
+    commit_stores();
+    wait_stores();
+    __threadfence();
+    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
+  }
+
+  // Rows behind the last key and the last query of a sequence are those of another, or nobody's: a weight of zero does
+  // not make up for a NaN there.
+  FDMA_DEVICE void clear_keys_behind() const {
+    if (Traits::kSlots || !p_.sequences.varies()) return;
+    const int valid = block_.sequence.len_k - block_.k();
+    if (valid >= Traits::kKeys) return;
+    clear_tile<typename Traits::KeyTile>(shared_.base + Traits::kKeyOffset, valid);
+    clear_tile<typename Traits::KeyTile>(shared_.base + Traits::kValueOffset, valid);
+    publish_shared();
+    sync_consumers();
+  }
+  FDMA_DEVICE void clear_queries_behind(int m) const {
+    if (!p_.sequences.varies()) return;
+    const int valid = block_.sequence.len_q - m * Traits::kQueries;
+    if (valid >= Traits::kQueries) return;
+    using Tile = typename Traits::QueryTile;
+    clear_tile<Tile>(shared_.base + Traits::kQueryOffset + query_at_.stage * Tile::kBytes, valid);
+    clear_tile<Tile>(shared_.base + Traits::kGradOutOffset + grad_out_at_.stage * Tile::kBytes, valid);
+    publish_shared();
+    sync_consumers();
+  }
+  template <typename Tile>
+  FDMA_DEVICE static void clear_tile(uint32_t tile, int valid) {
+    clear_rows<Tile, Traits::kConsumers>(tile, valid, threadIdx.x - kGroupThreads);
+  }
+
+  FDMA_DEVICE void store(const TensorView& target, const float (&grad)[1][kNO][4], float scale) const {
+    if (target.data == nullptr) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = key0() + 8 * half + lane_ / 4;
+      store_row<T>(grad, half, scale, target.at<T>(block_.b, block_.kv_head, block_.sequence.k_begin + key),
+                   key < block_.sequence.len_k, p_.head_dim, p_.vector_grads, lane_);
+    }
+  }
+
+  const BackwardLaunch& launch_;
+  const BackwardParams& p_;
+  const BackwardShared<Traits>& shared_;
+  const Block& block_;
+  const int group_, warp_, lane_;
+  const ScoreUnit unit_;
+  const bool folded_;
+  const RowOperand<typename Traits::KeyTile> key_, value_;
+  const RowOperand<typename Traits::QueryTile> query_rows_, grad_out_rows_;
+  const ColumnOperand<typename Traits::QueryTile> query_cols_, grad_out_cols_;
+  const RowOperand<typename Traits::ScoreTile> score_;
+  const ColumnOperand<typename Traits::KeyTile> key_cols_;
+  RingPosition<kStages> query_at_, grad_out_at_;
+  RingPosition<1> bias_at_;
+  int score_stage_ = 0;
+  Span spans_[2];
+  float slot_bias_[2], key_sums_[2];
+};
+
+}  // namespace fdma::sm90

@@ -1,0 +1,242 @@
+// Forward, the consumers: each warpgroup owns 64 query rows of the tile. The products of key tile n and the softmax of
+// tile n - 1 overlap twice: inside a group, S(n) = Q K(n)^T is started before P(n - 1) V(n - 1) and the softmax of S(n)
+// runs under the latter; between groups, turns make the products of one fall under the softmax of another.
+#pragma once
+
+#include "kernels/policy/mask.cuh"
+#include "kernels/policy/range.hpp"
+#include "kernels/policy/score.cuh"
+#include "kernels/policy/softmax.cuh"
+#include "kernels/sm90/fwd_traits.cuh"
+#include "kernels/sm90/tile_io.cuh"
+
+namespace fdma::sm90 {
+
+template <typename Traits>
+class ForwardConsumer {
+  using T = typename Traits::T;
+  static constexpr int kStages = Traits::kStages, kN = Traits::kN, kNO = Traits::kNO;
+  static constexpr int kWords = Traits::kKeys / 32;  // of a mask row, in a key tile
+
+ public:
+  FDMA_DEVICE ForwardConsumer(const ForwardLaunch& launch, const ForwardShared<Traits>& shared)
+      : p_(launch.params),
+        shared_(shared),
+        group_(threadIdx.x / kGroupThreads - 1),
+        warp_(threadIdx.x % kGroupThreads / 32),
+        lane_(threadIdx.x % 32),
+        unit_(p_.scale, p_.softcap),
+        folded_(!Traits::kBiased && unit_.foldable() && (!Traits::kSlots || p_.slots.bias == nullptr)),
+        query_(shared.base + Traits::kQueryOffset, group_ * kGroupRows),
+        key_(shared.base + Traits::kKeyOffset),
+        value_(shared.base + Traits::kValueOffset) {}
+
+  FDMA_DEVICE void run() {
+    if (group_ == Traits::kGroups - 1) pass_turn();  // the first group has the first turn
+    RingPosition<2> work_at;
+    for (;;) {
+      shared_.works().wait_full(work_at);
+      const Work& work = shared_.work(work_at.stage);
+      if (work.q < 0) return;
+      attend(work);
+      release(shared_.works(), work_at);
+    }
+  }
+
+ private:
+  template <int kRingStages>
+  FDMA_DEVICE void release(const Ring<kRingStages>& ring, RingPosition<kRingStages>& at) const {
+    __syncwarp();
+    if (lane_ == 0) ring.empty(at.stage).arrive();
+    at.advance();
+  }
+  FDMA_DEVICE void take_turn() const { sync_named(NamedBarrier::kTurn, group_, 2 * kGroupThreads); }
+  FDMA_DEVICE void pass_turn() const {
+    arrive_named(NamedBarrier::kTurn, (group_ + 1) % Traits::kGroups, 2 * kGroupThreads);
+  }
+  FDMA_DEVICE int row0(const Work& work) const { return work.q + group_ * kGroupRows + warp_ * 16; }
+
+  FDMA_DEVICE void attend(const Work& work) {
+    float out[1][kNO][4], scores[1][kN][4];
+    uint32_t weights[1][kN / 2][4];
+    OnlineSoftmax<1> softmax(folded_ ? unit_.scale_log2 : 1.f);
+    sm80::clear(out);
+    KeyNote note = next_key();
+    if (note.n >= 0) {
+      load_mask(work, note.n);
+      shared_.queries().wait_full(query_at_);
+      begin_products();
+      multiply<T, Traits::kHeadDim / 16>(scores, query_, 0, key_, key_offset(), false);
+      commit_products();
+      wait_products<0>();
+      hold(scores);
+      turn_into_bits(scores, work, note);
+      softmax.advance(scores);
+      to_operand(weights, scores);
+      clear_values_behind(work, note.n);
+
+      for (;;) {
+        note = next_key();
+        if (note.n < 0) break;
+        load_mask(work, note.n);
+        shared_.values().wait_full(value_at_);
+        take_turn();
+        hold(scores);
+        hold(weights);
+        hold(out);
+        begin_products();
+        multiply<T, Traits::kHeadDim / 16>(scores, query_, 0, key_, key_offset(), false);
+        commit_products();
+        multiply<T, Traits::kKeys / 16>(out, weights, value_, value_offset());
+        commit_products();
+        pass_turn();
+        wait_products<1>();
+        hold(scores);
+        turn_into_bits(scores, work, note);
+        const bool moves = softmax.advance(scores);
+        wait_products<0>();
+        hold(out);
+        hold(weights);
+        release(shared_.values(), value_at_);
+        to_operand(weights, scores);
+        if (moves) softmax.rescale(out);
+      }
+      release(shared_.keys(), key_at_);
+      release(shared_.queries(), query_at_);
+      shared_.values().wait_full(value_at_);
+      hold(weights);
+      hold(out);
+      begin_products();
+      multiply<T, Traits::kKeys / 16>(out, weights, value_, value_offset());
+      commit_products();
+      wait_products<0>();
+      hold(out);
+      release(shared_.values(), value_at_);
+    } else {
+      release(shared_.keys(), key_at_);
+    }
+    softmax.finish(out);
+    store(softmax, out, work);
+  }
+
+  FDMA_DEVICE KeyNote next_key() const {
+    shared_.keys().wait_full(key_at_);
+    return shared_.note(key_at_.stage);
+  }
+  FDMA_DEVICE int key_offset() const { return key_at_.stage * Traits::KeyTile::kBytes; }
+  FDMA_DEVICE int value_offset() const { return value_at_.stage * Traits::KeyTile::kBytes; }
+
+  // The mask of the thread's two rows in key tile n, on its way while the products run.
+  FDMA_DEVICE void load_mask(const Work& work, int n) {
+    if constexpr (Traits::kMasked) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int q = min_of(row0(work) + 8 * half + lane_ / 4, work.sequence.len_q - 1);
+        const uint32_t* row = p_.mask.row(work.b, work.h, q) + n * kWords;
+        if constexpr (kWords == 4) {
+          const uint4 words = __ldg(reinterpret_cast<const uint4*>(row));
+          mask_[half][0] = words.x, mask_[half][1] = words.y, mask_[half][2] = words.z, mask_[half][3] = words.w;
+        } else {
+          static_assert(kWords == 2);
+          const uint2 words = __ldg(reinterpret_cast<const uint2*>(row));
+          mask_[half][0] = words.x, mask_[half][1] = words.y;
+        }
+      }
+    }
+  }
+
+  // Turns q.k into what the softmax takes, and gives the buffer of K back.
+  FDMA_DEVICE void turn_into_bits(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
+    if constexpr (!Traits::kSlots) release(shared_.keys(), key_at_);
+    finish_scores(scores, work, note);
+    if constexpr (Traits::kSlots) release(shared_.keys(), key_at_);
+  }
+  FDMA_DEVICE void finish_scores(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
+    if (!folded_) unit_.to_bits(scores);
+    const int row = row0(work);
+    if constexpr (Traits::kBiased) {
+      shared_.biases().wait_full(bias_at_);
+      const uint32_t tile = shared_.base + Traits::kBiasOffset + bias_at_.stage * Traits::BiasTile::kBytes;
+#pragma unroll
+      for (int block = 0; block < Traits::BiasTile::kBlocks; ++block) {
+        auto& part = reinterpret_cast<float(&)[1][8][4]>(scores[0][8 * block]);
+        Traits::BiasBlock::add(part, tile + block * Traits::BiasTile::kBlockBytes, row - work.q, 0, lane_);
+      }
+      release(shared_.biases(), bias_at_);
+    }
+    if constexpr (Traits::kMasked) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int word = 0; word < kWords; ++word) {
+          apply_mask_word(scores, 0, half, word, mask_[half][word] >> (2 * (lane_ % 4)));
+        }
+      }
+    }
+    if constexpr (Traits::kSlots) {
+      const int first = row + p_.slots.shift;
+      const bool all = note.last_begin <= first && note.first_end > first + 15;
+      Traits::Slots::apply(scores, shared_.slots(key_at_.stage), first, 0, !all, lane_);
+    } else {
+      const int col = note.n * Traits::kKeys;
+      if (col + Traits::kKeys > key_limit(row, work.sequence.len_q, work.sequence.len_k, p_.is_causal)) {
+        apply_key_limit(scores, row, col, work.sequence.len_q, work.sequence.len_k, p_.is_causal, lane_);
+      }
+    }
+  }
+
+  FDMA_DEVICE static void to_operand(uint32_t (&a)[1][kN / 2][4], const float (&acc)[1][kN][4]) {
+#pragma unroll
+    for (int k = 0; k < kN / 2; ++k) {
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {  // (rows 0-7, 8-15) of the first block, then of the second
+        const float* pair = acc[0][2 * k + part / 2] + 2 * (part % 2);
+        a[0][k][part] = Element<T>::pack(pair[0], pair[1]);
+      }
+    }
+  }
+
+  // Rows of V behind the last key of a sequence are those of another, or nobody's: a weight of zero does not make up for
+  // a NaN there. The tile with the end is the first that is visited.
+  FDMA_DEVICE void clear_values_behind(const Work& work, int n) const {
+    if (Traits::kSlots || !p_.sequences.varies()) return;
+    const int valid = work.sequence.len_k - n * Traits::kKeys;
+    if (valid >= Traits::kKeys) return;
+    shared_.values().wait_full(value_at_);
+    clear_rows<typename Traits::KeyTile, Traits::kConsumers>(shared_.base + Traits::kValueOffset + value_offset(), valid,
+                                                             threadIdx.x - kGroupThreads);
+    publish_shared();
+    sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers);
+  }
+
+  FDMA_DEVICE void store(const OnlineSoftmax<1>& softmax, const float (&out)[1][kNO][4], const Work& work) const {
+    const int row = row0(work) + lane_ / 4;
+    if (p_.lse != nullptr && lane_ % 4 == 0) {
+      float* lse = p_.lse + work.b * p_.lse_stride_batch + work.h * p_.lse_stride_head + work.sequence.q_begin;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (row + 8 * half < work.sequence.len_q) lse[row + 8 * half] = softmax.lse(0, half);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int q = row + 8 * half;
+      T* target = p_.out.at<T>(work.b, work.h, work.sequence.q_begin + q);
+      store_row<T>(out, half, 1.f, target, q < work.sequence.len_q, p_.head_dim, p_.vector_out, lane_);
+    }
+  }
+
+  const ForwardParams& p_;
+  const ForwardShared<Traits>& shared_;
+  const int group_, warp_, lane_;
+  const ScoreUnit unit_;
+  const bool folded_;
+  const RowOperand<typename Traits::QueryTile> query_;
+  const RowOperand<typename Traits::KeyTile> key_;
+  const ColumnOperand<typename Traits::KeyTile> value_;
+  RingPosition<kStages> key_at_, value_at_, bias_at_;
+  RingPosition<1> query_at_;
+  uint32_t mask_[2][kWords];
+};
+
+}  // namespace fdma::sm90

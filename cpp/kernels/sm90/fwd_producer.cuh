@@ -1,0 +1,217 @@
+// Forward, the producer: one warp that takes query tiles from the queue and walks their key tiles, from right to left,
+// passing over those that no row sees, as far ahead of the consumers as there are buffers.
+#pragma once
+
+#include "kernels/policy/mask.cuh"
+#include "kernels/policy/range.hpp"
+#include "kernels/policy/slot_walk.cuh"
+#include "kernels/sm90/fwd_traits.cuh"
+
+namespace fdma::sm90 {
+
+// Where query tile `index` of the queue lies. Under causality long ones come first; section by section, so that the
+// blocks that run at one time share keys in L2.
+template <typename Traits>
+FDMA_DEVICE Work work_at(const ForwardLaunch& launch, int index) {
+  const ForwardParams& p = launch.params;
+  const int heads = p.heads_q * p.batch;
+  const int begin = index / (launch.section * launch.tiles_per_head) * launch.section;
+  const int section = min_of(launch.section, heads - begin);
+  const int rest = index - begin * launch.tiles_per_head;
+  const int head = begin + rest % section;
+  int tile = rest / section;
+  if (p.is_causal) tile = launch.tiles_per_head - 1 - tile;
+  Work work;
+  work.b = head / p.heads_q;
+  work.h = head % p.heads_q;
+  work.q = tile * Traits::kQueries;
+  work.sequence = p.sequences.at(work.b);
+  return work;
+}
+
+// The key tiles of one query tile, from the last one down.
+template <typename Traits>
+class KeyWalk {
+ public:
+  FDMA_DEVICE KeyWalk(const ForwardParams& p, const Work& work) : p_(p), bits_(bits(p, work)) {
+    if constexpr (Traits::kSlots) {
+      const SlotView& slots = p.slots;
+      const int last = min_of(work.q + Traits::kQueries, work.sequence.len_q) - 1;
+      slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q + slots.shift,
+                last + slots.shift};
+      n = slots.slots / Traits::kKeys;
+    } else {
+      n = static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q, work.sequence.len_k,
+                                          p.is_causal, Traits::kKeys));
+    }
+    advance();
+  }
+  FDMA_DEVICE void advance() {
+    --n;
+    if constexpr (Traits::kSlots) {
+      n = slots_.next(n);
+    } else if constexpr (Traits::kMasked) {
+      n = bits_.next(n);
+    }
+  }
+  FDMA_DEVICE KeyNote note() const {
+    KeyNote note{n, 0, 0, 0};
+    if constexpr (Traits::kSlots) {
+      if (n >= 0) {
+        const SpanSummary summary = tile_summary<Traits::kKeys>(slots_.groups, n);
+        note.last_begin = summary.last_begin, note.first_end = summary.first_end;
+      }
+    }
+    return note;
+  }
+
+  int n;
+
+ private:
+  using Bits = LiveKeyTiles<Traits::kQueries, Traits::kKeys>;
+  FDMA_DEVICE static Bits bits(const ForwardParams& p, const Work& work) {
+    return Bits(p.mask, work.b, work.h, work.q, work.sequence.len_q);
+  }
+  const ForwardParams& p_;
+  Bits bits_;
+  LiveSlotTiles<Traits::kKeys> slots_;
+};
+
+template <typename Traits>
+class ForwardProducer {
+  static constexpr int kStages = Traits::kStages;
+
+ public:
+  FDMA_DEVICE ForwardProducer(const ForwardLaunch& launch, const ForwardShared<Traits>& shared)
+      : launch_(launch), p_(launch.params), shared_(shared), leads_(threadIdx.x % 32 == 0) {}
+
+  FDMA_DEVICE void run() {
+    int tile = blockIdx.x;
+    while (tile < launch_.tiles) {
+      const int following = next_tile();
+      const Work work = work_at<Traits>(launch_, tile);
+      if (work.q < work.sequence.len_q) {
+        hand_out(work);
+        produce(work);
+      }
+      tile = __shfl_sync(0xffffffffu, following, 0);
+    }
+    hand_out(Work{0, 0, -1, {}});
+  }
+
+ private:
+  // Known to the first lane.
+  FDMA_DEVICE int next_tile() const {
+    int next = launch_.tiles;
+    if (leads_ && p_.work_counter != nullptr) next = gridDim.x + atomicAdd(p_.work_counter, 1);
+    return next;
+  }
+  FDMA_DEVICE void hand_out(const Work& work) {
+    const Ring<2> ring = shared_.works();
+    ring.wait_empty(work_at_);
+    if (leads_) {
+      shared_.work(work_at_.stage) = work;
+      ring.full(work_at_.stage).arrive();
+    }
+    work_at_.advance();
+  }
+
+  FDMA_DEVICE void produce(const Work& work) {
+    const int kv_head = work.h / p_.group;
+    KeyWalk<Traits> walk(p_, work);
+    int previous = -1;
+    for (;;) {
+      load_key(work, kv_head, walk);
+      const int n = walk.n;
+      if (n >= 0 && previous < 0) load_query(work);
+      if (previous >= 0) load_value(work, kv_head, previous);
+      if (n < 0) return;
+      if constexpr (Traits::kBiased) load_bias(work, n);
+      previous = n;
+      walk.advance();
+    }
+  }
+
+  FDMA_DEVICE void load_query(const Work& work) {
+    const Ring<1> ring = shared_.queries();
+    ring.wait_empty(query_at_);
+    if (leads_) {
+      ring.full(0).arrive_expecting(Traits::QueryTile::kBytes);
+      load_blocks<typename Traits::QueryTile>(launch_.query, shared_.base + Traits::kQueryOffset, ring.full(0), 0,
+                                              static_cast<int>(work.sequence.q_begin) + work.q, work.h, work.b,
+                                              Keep::kFirst);
+    }
+    query_at_.advance();
+  }
+
+  // K of the walk's tile, with the note and, for slots, what is in the mask and the bias; or the note that there is none.
+  FDMA_DEVICE void load_key(const Work& work, int kv_head, const KeyWalk<Traits>& walk) {
+    const Ring<kStages> ring = shared_.keys();
+    const KeyNote note = walk.note();
+    ring.wait_empty(key_at_);
+    if (leads_) {
+      const int stage = key_at_.stage;
+      const Barrier full = ring.full(stage);
+      shared_.note(stage) = note;
+      if (walk.n < 0) {
+        full.arrive();
+      } else {
+        int bytes = Traits::KeyTile::kBytes;
+        const float* bias = nullptr;
+        if constexpr (Traits::kSlots) {
+          if (p_.slots.bias != nullptr) bias = p_.slots.bias + p_.slots.bias_row(work.b, work.h) * p_.slots.slots;
+          bytes += Traits::Slots::kSpanBytes + (bias != nullptr ? Traits::kKeys * 4 : 0);
+        }
+        full.arrive_expecting(bytes);
+        load_blocks<typename Traits::KeyTile>(
+            launch_.key, shared_.base + Traits::kKeyOffset + stage * Traits::KeyTile::kBytes, full, 0,
+            static_cast<int>(work.sequence.k_begin) + walk.n * Traits::kKeys, kv_head, work.b, Keep::kLast);
+        if constexpr (Traits::kSlots) {
+          const Span* spans = p_.slots.spans + p_.slots.list(work.b, kv_head) * p_.slots.slots;
+          load_bytes(shared_.slots(stage), spans + walk.n * Traits::kKeys, Traits::Slots::kSpanBytes, full);
+          if (bias != nullptr) {
+            load_bytes(shared_.slots(stage) + Traits::Slots::kSpanBytes, bias + walk.n * Traits::kKeys,
+                       Traits::kKeys * 4, full);
+          }
+        }
+      }
+    }
+    key_at_.advance();
+  }
+
+  FDMA_DEVICE void load_value(const Work& work, int kv_head, int n) {
+    const Ring<kStages> ring = shared_.values();
+    ring.wait_empty(value_at_);
+    if (leads_) {
+      const Barrier full = ring.full(value_at_.stage);
+      full.arrive_expecting(Traits::KeyTile::kBytes);
+      load_blocks<typename Traits::KeyTile>(
+          launch_.value, shared_.base + Traits::kValueOffset + value_at_.stage * Traits::KeyTile::kBytes, full, 0,
+          static_cast<int>(work.sequence.k_begin) + n * Traits::kKeys, kv_head, work.b, Keep::kLast);
+    }
+    value_at_.advance();
+  }
+
+  FDMA_DEVICE void load_bias(const Work& work, int n) {
+    const Ring<kStages> ring = shared_.biases();
+    ring.wait_empty(bias_at_);
+    if (leads_) {
+      const Barrier full = ring.full(bias_at_.stage);
+      full.arrive_expecting(Traits::BiasTile::kBytes);
+      load_blocks<typename Traits::BiasTile>(
+          launch_.bias, shared_.base + Traits::kBiasOffset + bias_at_.stage * Traits::BiasTile::kBytes, full,
+          n * Traits::kKeys, work.q, work.h / p_.bias.heads_per_bias_head, work.b, Keep::kFirst);
+    }
+    bias_at_.advance();
+  }
+
+  const ForwardLaunch& launch_;
+  const ForwardParams& p_;
+  const ForwardShared<Traits>& shared_;
+  const bool leads_;
+  RingPosition<kStages> key_at_, value_at_, bias_at_;
+  RingPosition<2> work_at_;
+  RingPosition<1> query_at_;
+};
+
+}  // namespace fdma::sm90

@@ -1,0 +1,96 @@
+// What a block of Hopper's forward kernel is made of: tiles, shared memory, the queue of work.
+#pragma once
+
+#include "kernels/core/tile_config.hpp"
+#include "kernels/sm80/slot_stage.cuh"
+#include "kernels/sm90/tensor_copy.cuh"
+#include "kernels/sm90/tile_config.hpp"
+#include "kernels/sm90/wgmma.cuh"
+
+namespace fdma::sm90 {
+
+// Everything that a launch gives the kernel.
+struct ForwardLaunch {
+  ForwardParams params;
+  TensorMap query, key, value, bias;  // bias: form kSame only
+  int32_t tiles = 0;                  // query tiles of all heads and batches
+  int32_t tiles_per_head = 0;
+  int32_t section = 1;  // (batch, head) pairs whose keys and values fit L2 together: their tiles are neighbours
+};
+
+// A query tile of one head, as the producer hands it to the consumers.
+struct Work {
+  int b, h, q;  // q: first query row; -1: there is no more work
+  Sequence sequence;
+};
+
+// What the consumers need to know of a key tile beside its data.
+struct KeyNote {
+  int n;                      // -1: the query tile has no more keys
+  int last_begin, first_end;  // slots: positions in between see all of the tile
+  int unused;
+};
+
+template <typename T_, int kHeadDim_, bool kMasked_, BiasForm kBias_>
+struct ForwardTraits {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kMasked = kMasked_;
+  static constexpr BiasForm kBias = kBias_;
+  static constexpr bool kSlots = kBias == BiasForm::kSlots;
+  static constexpr bool kBiased = kBias == BiasForm::kSame;
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim);
+  static constexpr int kGroups = kTile.groups;  // of consumers
+  static constexpr int kConsumers = kGroups * kGroupThreads;
+  static constexpr int kThreads = kConsumers + kGroupThreads;
+  static constexpr int kQueries = kGroups * kGroupRows, kKeys = kTile.keys;
+  static constexpr int kN = kKeys / 8, kNO = kHeadDim / 8;
+  static constexpr int kStages = 2;
+
+  using QueryTile = BlockedTile<kQueries, kHeadDim>;
+  using KeyTile = BlockedTile<kKeys, kHeadDim>;
+  using BiasTile = BlockedTile<kQueries, kKeys>;
+  using BiasBlock = sm80::BiasStage<BiasForm::kSame, T, kQueries, kBlockCols, kGroupThreads>;
+  using Slots = sm80::BiasStage<BiasForm::kSlots, T, kQueries, kKeys, kGroupThreads>;
+
+  static constexpr int kQueryOffset = 0;
+  static constexpr int kKeyOffset = kQueryOffset + QueryTile::kBytes;
+  static constexpr int kValueOffset = kKeyOffset + kStages * KeyTile::kBytes;
+  static constexpr int kBiasOffset = kValueOffset + kStages * KeyTile::kBytes;
+  static constexpr int kSlotOffset = kBiasOffset + (kBiased ? kStages * BiasTile::kBytes : 0);
+  static constexpr int kNoteOffset = kSlotOffset + (kSlots ? kStages * Slots::kBytes : 0);
+  static constexpr int kWorkOffset = kNoteOffset + kStages * static_cast<int>(sizeof(KeyNote));
+  static constexpr int kRingOffset = kWorkOffset + round_up(2 * static_cast<int>(sizeof(Work)), 16);
+  static constexpr int kSharedBytes = kRingOffset + (3 * kStages + 2 + 1) * 16;
+};
+
+// The block's shared memory by name.
+template <typename Traits>
+struct ForwardShared {
+  static constexpr int kStages = Traits::kStages;
+  char* bytes;
+  uint32_t base;
+
+  FDMA_DEVICE KeyNote& note(int stage) const {
+    return reinterpret_cast<KeyNote*>(bytes + Traits::kNoteOffset)[stage];
+  }
+  FDMA_DEVICE Work& work(int stage) const { return reinterpret_cast<Work*>(bytes + Traits::kWorkOffset)[stage]; }
+  FDMA_DEVICE uint32_t slots(int stage) const { return base + Traits::kSlotOffset + stage * Traits::Slots::kBytes; }
+  FDMA_DEVICE Ring<kStages> keys() const { return {base + Traits::kRingOffset}; }
+  FDMA_DEVICE Ring<kStages> values() const { return {keys().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<kStages> biases() const { return {values().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<2> works() const { return {biases().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<1> queries() const { return {works().address + Ring<2>::kBytes}; }
+
+  FDMA_DEVICE void init_barriers() const {
+    constexpr int kWarps = Traits::kConsumers / 32;
+    keys().init(1, kWarps);
+    values().init(1, kWarps);
+    biases().init(1, kWarps);
+    works().init(1, kWarps);
+    queries().init(1, kWarps);
+    publish_barriers();
+  }
+};
+
+}  // namespace fdma::sm90
