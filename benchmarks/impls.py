@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.calls import LAST, SECOND, Call, Impl, explain_failure
+from benchmarks.calls import LAST, SECOND, Impl
 from benchmarks.ours import Fdma, FdmaFlex, FdmaSelect
 from benchmarks.peers import Eager, FlashAttention, Flex, GatherSdpa, Sdpa, TopkGatherSdpa, TorchTopk, TorchVarlen
-
-__all__ = ["IMPLS", "OURS", "Call", "Fdma", "Impl", "explain_failure"]
 
 # In order of interest, within each turn: when the time runs out, the last ones go unmeasured.
 IMPLS: tuple[Impl, ...] = (
@@ -18,7 +16,8 @@ IMPLS: tuple[Impl, ...] = (
     Sdpa("sdpa-cudnn", "CUDNN_ATTENTION", ("cuda",), masks=True, bias_grad=False),
     Sdpa("sdpa-flash", "FLASH_ATTENTION", ("cuda",), masks=False, bias_grad=False),
     Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True, gqa=False),
-    GatherSdpa(),
+    GatherSdpa("gather-cudnn", "CUDNN_ATTENTION", ("cuda",), bias_grad=False),
+    GatherSdpa("gather-efficient", "EFFICIENT_ATTENTION", ("cuda",), bias_grad=True),
     TopkGatherSdpa(),
     TorchVarlen(),
     Fdma("triton", "cuda", turn=SECOND),

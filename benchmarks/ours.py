@@ -88,5 +88,6 @@ class FdmaFlex(Fdma):
     def build(self, inputs: Inputs) -> Call:
         import torch._functorch.config
 
+        torch._dynamo.reset()  # one shape at a time: earlier ones would count against the recompile limit
         torch._functorch.config.donated_buffer = False  # backward is timed several times on one graph
         return super().build(inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import nullcontext
 from typing import Callable
 
 import torch
@@ -13,15 +14,25 @@ from benchmarks.calls import FIRST, SECOND, THIRD, Call, Impl, import_reason
 from benchmarks.workloads import Inputs, Workload, topk_mask
 
 DENSE_MASK_GIB = 32  # of a mask with an element for every score that a peer gets: on an H100 twice as much does not fit
-EAGER_GIB = 8  # of one such tensor, of which eager attention has several at a time
+SCORES_GIB = 8  # of the scores of eager attention, which has several tensors of their size at a time
 BLOCK_MASK_GIB = 8  # of the mask of bool that a block mask is made from
 
 
-def too_large(workload: Workload, limit: int = DENSE_MASK_GIB) -> str | None:
+def too_large(workload: Workload) -> str | None:
     """Why an implementation that needs the mask with an element for every score is left out."""
-    if workload.mask and not workload.queries_alike and workload.dense_mask_gib > limit:
-        return f"its dense mask would take {workload.dense_mask_gib:.0f} GiB; at most {limit} GiB are tried"
+    needed = workload.dense_mask_gib
+    if workload.mask and not workload.queries_alike and needed > DENSE_MASK_GIB:
+        return f"its dense mask would take {needed:.0f} GiB; at most {DENSE_MASK_GIB} GiB are tried"
     return None
+
+
+def _forced(backend: str | None):
+    """Within it torch SDPA takes this backend; None leaves the choice to torch."""
+    if backend is None:
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(getattr(SDPBackend, backend))
 
 
 class Sdpa(Impl):
@@ -95,11 +106,7 @@ class Sdpa(Impl):
             return out.transpose(1, 2)
 
         def forward() -> torch.Tensor:
-            if self._backend is None:
-                return attend()
-            from torch.nn.attention import SDPBackend, sdpa_kernel
-
-            with sdpa_kernel(getattr(SDPBackend, self._backend)):
+            with _forced(self._backend):
                 return attend()
 
         leaves = dict(inputs.leaves)
@@ -118,7 +125,10 @@ class Eager(Impl):
         return super().is_for(workload) and workload.mask is not None
 
     def reason(self, workload: Workload) -> str | None:
-        return too_large(workload, EAGER_GIB)
+        scores = workload.dense_mask_gib
+        return (
+            f"its scores would take {scores:.0f} GiB; at most {SCORES_GIB} are tried" if scores > SCORES_GIB else None
+        )
 
     def remark(self, workload: Workload) -> str | None:
         return "the dense mask is made beforehand, not timed"
@@ -150,26 +160,33 @@ def _gather(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 class GatherSdpa(Impl):
     """SDPA on keys that were gathered first, which is right where all queries keep the same ones."""
 
-    name = "gather-sdpa"
-    devices = ("cuda", "cpu")
+    def __init__(self, name: str, backend: str | None, devices: tuple[str, ...], *, bias_grad: bool):
+        self.name = name
+        self.devices = devices
+        self._backend = backend
+        self._bias_grad = bias_grad
 
     def is_for(self, workload: Workload) -> bool:
         return super().is_for(workload) and workload.mask == "dynamic" and workload.queries_alike
 
     def remark(self, workload: Workload) -> str | None:
-        return "keys, values and bias are gathered in each call"
+        gathered = "keys, values and bias are gathered in each call"
+        return gathered if self._bias_grad else gathered + "; no bias gradient"
 
     def build(self, inputs: Inputs) -> Call:
         kept = inputs.dynamic_mask.data.long()
+        bias_of_keys = inputs.bias if self._bias_grad else inputs.bias.detach()
 
         def forward() -> torch.Tensor:
             key, value = (inputs.of_query_heads(_gather(tensor, kept)) for tensor in (inputs.key, inputs.value))
-            bias = inputs.of_query_heads(inputs.bias.gather(3, kept.unsqueeze(2)))
+            bias = inputs.of_query_heads(bias_of_keys.gather(3, kept.unsqueeze(2)))
             query = inputs.query.transpose(1, 2)
             bias = bias.expand(-1, -1, query.shape[2], -1)
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+            with _forced(self._backend):
+                return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
 
-        return Call(forward, {**inputs.leaves, "bias": inputs.bias}, kept.nbytes)
+        leaves = {**inputs.leaves, "bias": inputs.bias} if self._bias_grad else dict(inputs.leaves)
+        return Call(forward, leaves, kept.nbytes)
 
 
 class TopkGatherSdpa(Impl):

@@ -99,7 +99,9 @@ def _line_figure(document: dict, kind: str, value: str, xlabel: str, ylabel: str
         if kind == "width":
             flat = _flat(document, _length_of("width"), which)
             for impl, ms in flat.items():
-                axes.axhline(ms, color=COLORS.get(impl, OTHER), linewidth=1.2, linestyle="--", label=_label(impl, which))
+                axes.axhline(
+                    ms, color=COLORS.get(impl, OTHER), linewidth=1.2, linestyle="--", label=_label(impl, which)
+                )
         axes.legend(fontsize=8, frameon=False)
     return figure
 

@@ -24,6 +24,8 @@ COLUMNS = replace(INTERVAL, name="columns", is_causal=False)
 SMALL_DECODE = Workload("cache", 2, 96, 4, 2, 16, is_causal=False, **CPU, **{**DECODE, "keep": 24})
 SDPA = Sdpa("sdpa", None, ("cpu",), masks=True, bias_grad=True, gqa=False)
 
+GATHER = GatherSdpa("gather-sdpa", None, ("cpu",), bias_grad=True)
+
 
 def measured(workloads, impls, passes=report.PASSES, **options):
     return run(workloads, impls, passes, seconds_per_row=0.01, **options)
@@ -136,7 +138,7 @@ def test_a_captured_call_answers_nan_until_it_is_replayed():
 @pytest.mark.parametrize("workload", [INTERVAL, COLUMNS], ids=lambda workload: workload.name)
 def test_peers_of_dynamic_masks_agree_with_the_reference(workload):
     pytest.importorskip("flash_dmattn")
-    results = measured([workload], [SDPA, on_cpu(Eager()), GatherSdpa(), TorchTopk(), Fdma("cpu")])
+    results = measured([workload], [SDPA, on_cpu(Eager()), GATHER, TorchTopk(), Fdma("cpu")])
     assert not results.left_out
     both = {"fwd", "bwd"}
     passes = {"sdpa": both, "torch-eager": both, "torch-topk": {"select"}, "cpu": both}
@@ -170,6 +172,8 @@ def test_dense_masks_that_do_not_fit_are_left_out():
     assert too_large(known["length-65536"]) == "its dense mask would take 128 GiB; at most 32 GiB are tried"
     assert too_large(known["length-32768"]) is None
     assert too_large(known["dma-32k-col"]) is None  # one row for all queries
+    assert Eager().reason(known["dma-16k"]) is None
+    assert Eager().reason(known["dma-32k-col"]) == "its scores would take 32 GiB; at most 8 GiB are tried"
     reason = Flex().reason(replace(known["length-32768"], impls=()))
     assert reason == "its block mask is made from one of 16 GiB; at most 8 GiB are tried"
 
