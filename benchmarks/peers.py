@@ -126,9 +126,8 @@ class Eager(Impl):
 
     def reason(self, workload: Workload) -> str | None:
         scores = workload.dense_mask_gib
-        return (
-            f"its scores would take {scores:.0f} GiB; at most {SCORES_GIB} are tried" if scores > SCORES_GIB else None
-        )
+        fit = scores <= SCORES_GIB
+        return None if fit else f"its scores would take {scores:.0f} GiB; at most {SCORES_GIB} GiB are tried"
 
     def remark(self, workload: Workload) -> str | None:
         return "the dense mask is made beforehand, not timed"
