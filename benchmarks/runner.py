@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Iterator
 
 import torch
 
@@ -61,14 +61,15 @@ def _backward(call: Call, out: torch.Tensor, grad_out: torch.Tensor) -> dict[str
     return dict(zip(call.leaves, grads))
 
 
-def _check(call: Call, inputs: Inputs, reference: Reference, passes: Iterable[str]) -> None:
+def _check(call: Call, which: str, inputs: Inputs, reference: Reference) -> None:
     """Raises ArithmeticError when the call's answer is wrong."""
-    with torch.no_grad():
-        faults = [reference.fault("out", call.forward())]
-    if "bwd" in passes:
+    if which == "bwd":
         out = call.forward()
-        faults.append(reference.fault("out", out.detach()))
+        faults = [reference.fault("out", out.detach())]
         faults += [reference.fault(name, grad) for name, grad in _backward(call, out, inputs.grad_out).items()]
+    else:
+        with torch.no_grad():
+            faults = [reference.fault("out", call.forward())]
     wrong = [fault for fault in faults if fault]
     if wrong:
         raise ArithmeticError("wrong, so not timed: " + "; ".join(wrong))
@@ -102,19 +103,18 @@ def _run_impl(
     reference: Reference | None,
     timer,
     seconds: float,
-) -> list[Row]:
+) -> Iterator[Row]:
+    """Each pass as soon as it is measured: where a later one fails, the earlier ones stand."""
     call = impl.build(inputs)
-    if {"fwd", "bwd"} & set(passes):
-        _check(call, inputs, reference, passes)
-    rows = []
     for which in passes:
         if which == "decode":
             ms, peak = _measure_decoding(call, reference, timer, seconds)
         else:
+            if which != "select":
+                _check(call, which, inputs, reference)
             ms, peak = _measure(call, which, inputs, timer, seconds)
         peak = None if peak is None else peak + call.held / 2**20
-        rows.append(Row(workload.name, which, impl.name, ms, tflops(workload, which, ms), peak))
-    return rows
+        yield Row(workload.name, which, impl.name, ms, tflops(workload, which, ms), peak)
 
 
 def wanted_passes(workload: Workload, impl: Impl, passes: Iterable[str]) -> list[str]:
@@ -175,27 +175,34 @@ def _run_workload(workload, candidates, results: Results, end, seconds: float, p
             wanted = {which for _, passes in candidates for which in passes}
             made[:] = inputs, Reference(inputs, "bwd" in wanted) if wanted != {"select"} else None
 
-    def measure(impl: Impl, wanted: list[str]) -> list[Row]:
+    def measure(impl: Impl, wanted: list[str]) -> None:
         left = _left(end)
         bounded = impl.turn >= THIRD and (left is None or left > COMPILE_SECONDS)
         with time_limit(COMPILE_SECONDS if bounded else left, TOO_SLOW if bounded else NO_TIME):
-            return _run_impl(workload, impl, wanted, *made, timer, seconds)
+            for row in _run_impl(workload, impl, wanted, *made, timer, seconds):
+                results.rows.append(row)
 
     unmade = explain_failure(make) if end is None or _left(end) > 0 else NO_TIME
     for impl, wanted in candidates:
         progress(f"{workload.name} {impl.name}")
-        rows: list[Row] = []
+        before = len(results.rows)
         failure = unmade or (NO_TIME if end is not None and _left(end) <= 0 else None)
-        failure = failure or explain_failure(lambda: rows.extend(measure(impl, wanted)))  # noqa: B023
+        failure = failure or explain_failure(lambda: measure(impl, wanted))  # noqa: B023
         if failure:
             results.leave_out(workload, impl, failure)
+            _free_cached(workload.device)
+        if len(results.rows) == before:
             continue
-        results.rows += rows
         remark = impl.remark(workload)
         if remark:
             results.remarks.append({"workload": workload.name, "impl": impl.name, "remark": remark})
         finished(results)
     made.clear()
-    if workload.device == "cuda":  # what one workload leaves cached, another of other sizes cannot use
-        gc.collect()
+    _free_cached(workload.device)
+
+
+def _free_cached(device: str) -> None:
+    """What one workload or a failure leaves cached, tensors of other sizes cannot use."""
+    gc.collect()
+    if device == "cuda":
         torch.cuda.empty_cache()
