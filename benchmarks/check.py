@@ -10,12 +10,11 @@ import math
 
 import torch
 
-from benchmarks.workloads import Inputs
+from benchmarks.workloads import ROWS_AT_ONCE, Inputs
 
 # Largest accepted ||got - expected|| / ||expected|| of a whole slice. A right 16-bit kernel measures a few 1e-3 (the
 # rounding of P, dS and the outputs to 8 or 11 bits); a wrong tile, head, scale or mask is at 1e-1 and beyond.
 BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
-ROWS_AT_ONCE = 2048
 
 
 def _broadcast_head(tensor: torch.Tensor | None, head: int, heads: int) -> torch.Tensor | None:
@@ -44,7 +43,7 @@ class Reference:
         self.heads = range(self.kv_head * group, workload.heads)
         self.bound = BOUNDS[workload.dtype]
         self._last_sequence = inputs.last_sequence
-        length = workload.sequence_lengths[-1]
+        length = workload.queries or workload.sequence_lengths[-1]
         key, value = (
             inputs.last_sequence(tensor.detach())[:, self.kv_head].float().requires_grad_(with_gradients)
             for tensor in (inputs.key, inputs.value)
@@ -64,17 +63,12 @@ class Reference:
         workload = inputs.workload
         query = inputs.last_sequence(inputs.query.detach())[rows, head].float().requires_grad_(with_gradients)
         bias = _broadcast_head(inputs.bias, head, workload.heads)
-        mask = _broadcast_head(inputs.mask, head, workload.heads)
         leaves = {"query": query, "key": key, "value": value}
         if bias is not None:
             of_keys = bias.shape[0] == 1  # one row for all queries
             bias = bias.detach()[slice(None) if of_keys else rows]
             bias = leaves["bias"] = bias.float().requires_grad_(with_gradients)
-        visible = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=query.device)
-        if mask is not None:
-            visible = mask[rows] != 0
-        if workload.is_causal:
-            visible = visible.tril(rows.start)
+        visible = inputs.sees_rows(workload.batch - 1, head, rows)
         out = _attend_rows(query, key, value, bias, visible, 1.0 / math.sqrt(workload.head_dim))
         parts["out"].append(out.detach())
         if not with_gradients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
@@ -11,10 +12,29 @@ import torch
 from tools.source_digest import ROOT
 
 from benchmarks import report
+from benchmarks.calls import FIRST, Impl
 from benchmarks.impls import IMPLS
-from benchmarks.runner import run
+from benchmarks.runner import SECONDS_PER_ROW, run, wanted_passes
+from benchmarks.series import SERIES, known_workloads
+from benchmarks.workloads import WORKLOADS, Workload
 
-PASSES = ("select", "fwd", "bwd")
+PLOTS = ROOT / "docs" / "plots"
+SECONDS_PER_SMALL_ROW = 0.02
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How much of the tables is measured."""
+
+    turns: int  # those up to this one
+    series: tuple[str, ...]
+    seconds_per_row: float
+
+
+SUITES = {
+    "quick": Suite(FIRST, (), SECONDS_PER_ROW / 4),
+    "full": Suite(max(impl.turn for impl in IMPLS), tuple(SERIES), SECONDS_PER_ROW),
+}
 
 
 def _names(known: Sequence[str]):
@@ -28,61 +48,87 @@ def _names(known: Sequence[str]):
     return parse
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}; accepted is a number of seconds above 0")
+    return seconds
+
+
 def parser() -> argparse.ArgumentParser:
-    workloads = list(report.known_workloads())
     impls = [impl.name for impl in IMPLS]
     out = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    out.add_argument("--workloads", type=_names(workloads), help="comma-separated, default: those of the device")
-    out.add_argument("--impls", type=_names(impls), help="comma-separated, default: all")
-    out.add_argument("--passes", type=_names(PASSES), default=list(PASSES), help="comma-separated, default: all")
+    out.add_argument(
+        "--suite",
+        choices=tuple(SUITES),
+        help="quick: the main workloads and peers, a minute or two; full (default): every one, and the series",
+    )
+    out.add_argument("--series", type=_names(tuple(SERIES)), help="comma-separated; alone: nothing but these")
+    out.add_argument("--workloads", type=_names(list(known_workloads())), help="comma-separated: nothing but these")
+    out.add_argument("--impls", type=_names(impls), help="comma-separated, default: those of the suite")
+    out.add_argument("--passes", type=_names(report.PASSES), default=list(report.PASSES), help="default: all")
     out.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
-    out.add_argument("--quick", action="store_true", help="small shapes: shows that it runs, measures nothing of use")
-    out.add_argument("--budget-seconds", type=float, default=120.0, help="what does not fit is left out and listed")
+    out.add_argument("--limit-s", type=_seconds, help="stop after so many seconds with what is measured by then")
+    out.add_argument("--small", action="store_true", help="small shapes: shows that it runs, measures nothing of use")
     out.add_argument("--host-overhead", action="store_true", help="also measure the host cost of one small call")
-    out.add_argument("--output", type=Path, help="default benchmarks/results/<gpu>.json; none with --quick")
-    out.add_argument(
-        "--plots", type=Path, nargs="?", const=ROOT / "docs", help="also draw PNGs into this folder (docs)"
-    )
-    out.add_argument(
-        "--readme", action="store_true", help="only rewrite the README's section from the recorded results"
-    )
+    out.add_argument("--output", type=Path, help="default benchmarks/results/<gpu>.json; none with --small")
+    out.add_argument("--plots", action="store_true", help="only draw docs/plots from the recorded results")
+    out.add_argument("--pages", action="store_true", help="only rewrite README.md and docs/benchmarks.md from them")
     return out
 
 
-def _chosen_workloads(args: argparse.Namespace, device: str) -> list:
-    known = report.known_workloads()
-    names = args.workloads or [name for name, workload in known.items() if workload.device == device]
-    chosen = [known[name].on(device) for name in names]
-    return [workload.quick() for workload in chosen] if args.quick else chosen
+def chosen_workloads(args: argparse.Namespace, device: str) -> list[Workload]:
+    """What the arguments name, once each: the main workloads first."""
+    named = args.workloads
+    series = args.series
+    if named is None and (series is None or args.suite):
+        named = [workload.name for workload in WORKLOADS if workload.device == device]
+    if series is None:
+        series = SUITES[args.suite or "full"].series if args.workloads is None else ()
+    of_series = [workload.name for name in series for workload in SERIES[name] if workload.device == device]
+    known = known_workloads()
+    chosen = [known[name].on(device) for name in dict.fromkeys([*(named or ()), *of_series])]
+    return [workload.small() for workload in chosen] if args.small else chosen
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def chosen_impls(args: argparse.Namespace) -> list[Impl]:
+    if args.impls:
+        return [impl for impl in IMPLS if impl.name in args.impls]
+    return [impl for impl in IMPLS if impl.turn <= SUITES[args.suite or "full"].turns]
+
+
+def _from_records(args: argparse.Namespace) -> None:
+    if args.plots:
+        from benchmarks.plots import plot
+
+        for document in report.recorded_documents():
+            for path in plot(document, PLOTS):
+                print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")
+    if args.pages:
+        from benchmarks import pages
+
+        pages.update()
+
+
+def _measure(args: argparse.Namespace, device: str, output: Path | None) -> dict:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    args = parser().parse_args(argv)
-    if args.readme:
-        report.update_readme()
-        return 0
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch finds no CUDA device here; accepted is cpu", file=sys.stderr)
-        return 2
-    workloads = _chosen_workloads(args, device)
-    impls = [impl for impl in IMPLS if not args.impls or impl.name in args.impls]
-    pairs = sum(impl.is_for(workload) for workload in workloads for impl in impls)
+    workloads, impls = chosen_workloads(args, device), chosen_impls(args)
+    pairs = sum(bool(wanted_passes(workload, impl, args.passes)) for workload in workloads for impl in impls)
     overhead = None
     if args.host_overhead:
         from benchmarks import host_overhead
 
         overhead = host_overhead.measure(device)
-    output = args.output
-    if output is None and not args.quick:
-        output = report.RESULTS / f"{report.slug(report.machine_name(device))}.json"
+    before = (report.read_json(output) if output else None) or {}
 
     def save(results) -> dict:
         """Also on the way: what is measured survives a run that is stopped."""
-        document = report.as_json(results, device, workloads, overhead)
+        document = report.merged(before, report.as_json(results, device, workloads, overhead))
         if output is not None:
             report.write_json(document, output)
         return document
@@ -94,19 +140,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             workloads,
             impls,
             args.passes,
-            budget_s=args.budget_seconds,
-            quick=args.quick,
+            limit_s=args.limit_s,
+            seconds_per_row=SECONDS_PER_SMALL_ROW if args.small else SUITES[args.suite or "full"].seconds_per_row,
             progress=lambda text: bar.update(task, description=text, advance=1),
             finished=save,
         )
-        bar.update(task, completed=pairs)
-    document = save(results)
+    return save(results)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.plots or args.pages:
+        _from_records(args)
+        return 0
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch finds no CUDA device here; accepted is cpu", file=sys.stderr)
+        return 2
+    output = args.output
+    if output is None and not args.small:
+        output = report.RESULTS / f"{report.slug(report.machine_name(device))}.json"
+    document = _measure(args, device, output)
     report.print_table(document)
     if output is not None:
         print(f"written: {output}")
-    if args.plots:
-        from benchmarks.plots import plot
-
-        for path in plot(document, args.plots, report.slug(document["gpu"])):
-            print(f"written: {path}")
-    return 0 if results.rows else 1
+    return 0 if document["rows"] else 1

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the JSON file, the table, and the README's section, all from the same rows."""
+"""What a run leaves behind: the JSON file and the table. :mod:`benchmarks.pages` writes what people read from it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import datetime
 import json
 import platform
 import re
+import sys
 from pathlib import Path
+from typing import Collection
 
 import torch
 from tools.source_digest import ROOT, source_digest
 
-from benchmarks.impls import OURS
-from benchmarks.runner import Results
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.impls import IMPLS, OURS
+from benchmarks.runner import NO_TIME, Results
+from benchmarks.series import growth, known_workloads
+from benchmarks.workloads import Workload
 
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+PASSES = ("select", "fwd", "bwd", "decode")
 
 
 def machine_name(device: str) -> str:
@@ -30,7 +32,8 @@ def machine_name(device: str) -> str:
 
 
 def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """The name of a machine's file: without the size and kind of the memory of a GPU."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r" \d+GB\b.*", "", name).lower()).strip("-")
 
 
 def versions() -> dict:
@@ -62,9 +65,70 @@ def as_json(results: Results, device: str, workloads: list[Workload], host_overh
     return document
 
 
+def merged(before: dict, document: dict) -> dict:
+    """`document` with what only `before` has, when both are of the same sources, machine and versions."""
+    same = ("gpu", "source_digest", "versions")
+    if any(before.get(key) != document[key] for key in same):
+        return in_order(document)
+    measured = {(row["workload"], row["impl"]) for row in document["rows"]}
+    earlier = {(row["workload"], row["impl"]) for row in before["rows"]}
+    # Nothing is lost where a pair had its rows before and no time now.
+    new_notes = [
+        note
+        for note in document["left_out"]
+        if note["reason"] != NO_TIME or (note["workload"], note["impl"]) not in earlier
+    ]
+    answered = measured | {(note["workload"], note["impl"]) for note in new_notes}
+    rows = {(row["workload"], row["pass"], row["impl"]): row for row in before["rows"]}
+    for note in new_notes:  # it cannot run now: what it did before is no longer so
+        rows = {at: row for at, row in rows.items() if (at[0], at[2]) != (note["workload"], note["impl"])}
+    rows.update({(row["workload"], row["pass"], row["impl"]): row for row in document["rows"]})
+
+    def kept(key: str, new: list[dict]) -> list[dict]:
+        return [note for note in before[key] if (note["workload"], note["impl"]) not in answered] + new
+
+    return in_order(
+        {
+            **before,
+            **document,
+            "rows": list(rows.values()),
+            "shapes": {**before["shapes"], **document["shapes"]},
+            "remarks": kept("remarks", document["remarks"]),
+            "left_out": kept("left_out", new_notes),
+        }
+    )
+
+
+def in_order(document: dict) -> dict:
+    """Rows and notes by workload, pass and implementation, in the order of the tables."""
+    places = {name: place for place, name in enumerate(known_workloads())}
+    impls = {impl.name: place for place, impl in enumerate(IMPLS)}
+
+    def place(entry: dict) -> tuple[int, int, int]:
+        which = PASSES.index(entry["pass"]) if "pass" in entry else 0
+        return places.get(entry["workload"], len(places)), which, impls.get(entry["impl"], len(impls))
+
+    parts = {key: sorted(document[key], key=place) for key in ("rows", "remarks", "left_out")}
+    shapes = {name: document["shapes"][name] for name in sorted(document["shapes"], key=lambda n: places.get(n, -1))}
+    return {**document, **parts, "shapes": shapes}
+
+
 def write_json(document: dict, path: Path) -> None:
+    """Replace the file at once: a run that is killed leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(document, indent=1) + "\n")
+    beside.replace(path)
+
+
+def read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def recorded_documents() -> list[dict]:
+    """The committed results, those of GPUs first."""
+    documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return sorted(documents, key=lambda document: "cuda" not in document["versions"])
 
 
 def best_peers(rows: list[dict]) -> dict[tuple[str, str], dict]:
@@ -77,11 +141,15 @@ def best_peers(rows: list[dict]) -> dict[tuple[str, str], dict]:
     return best
 
 
+def tflops_text(tflops: float | None) -> str:
+    return "" if tflops is None else f"{tflops:.0f}" if tflops >= 100 else f"{tflops:.3g}"
+
+
 def print_table(document: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     best = best_peers(document["rows"])
     table = Table(title=document["gpu"])
     for name, justify in (("workload", "left"), ("pass", "left"), ("impl", "left"), ("ms", "right")):
@@ -99,42 +167,57 @@ def print_table(document: dict) -> None:
             *at,
             f"[bold]{row['impl']}[/bold]" if row["impl"] in OURS else row["impl"],
             f"{row['ms']:.3f}",
-            "" if row["tflops"] is None else f"{row['tflops']:.1f}" if row["tflops"] >= 1 else f"{row['tflops']:.3f}",
+            tflops_text(row["tflops"]),
             "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
             ratio,
         )
     console.print(table)
-    for note in document["remarks"]:
-        console.print(f"{note['workload']} {note['impl']}: {note['remark']}", highlight=False, markup=False)
-    for note in document["left_out"]:
-        console.print(f"{note['workload']} {note['impl']} not run: {note['reason']}", highlight=False, markup=False)
-    for sentence in comparisons(document["rows"]):
+    for line in (*notes(document["remarks"], "remark"), *notes(document["left_out"], "reason", "not run, ")):
+        console.print(line, highlight=False, markup=False)
+    for sentence in sentences(document):
         console.print(sentence, highlight=False, markup=False)
-    overhead = document.get("host_overhead")
-    if overhead:
-        console.print(_overhead_sentence(overhead), highlight=False, markup=False)
+
+
+def notes(entries: list[dict], key: str, before: str = "") -> list[str]:
+    """One line for each thing that is said, with all of whom it is said."""
+    said: dict[str, list[str]] = {}
+    for entry in entries:
+        said.setdefault(entry[key], []).append(f"{entry['workload']} {entry['impl']}")
+    return [f"{before}{text}: {', '.join(of)}" for text, of in said.items()]
+
+
+def sentences(document: dict, impls: Collection[str] | None = None) -> list[str]:
+    """What the rows say together, about `impls` or about all."""
+    rows = [row for row in document["rows"] if impls is None or row["impl"] in impls]
+    said = comparisons(rows)
+    for entry in growth(rows):
+        half, longest = entry["lengths"]
+        said.append(
+            f"{entry['series']} {entry['pass']} with {entry['impl']}: "
+            f"T({longest // 1024}K) / T({half // 1024}K) = {entry['ratio']:.2f}."
+        )
+    if "host_overhead" in document:
+        said.append(overhead_sentence(document["host_overhead"]))
+    return said
 
 
 def comparisons(rows: list[dict]) -> list[str]:
     """How the TFLOP/s of workloads compare with those of the workload that each is `beside`, in sentences."""
     known = known_workloads()
     rates = {(row["workload"], row["pass"], row["impl"]): row["tflops"] for row in rows}
-    sentences = []
+    said = []
     for (name, which, impl), rate in rates.items():
         beside = known[name].beside if name in known else None
         if beside and (beside, which, impl) in rates:
             share = rate / rates[beside, which, impl]
-            sentences.append(f"{name} {which} with {impl}: {share:.3f} of the TFLOP/s of {beside}.")
-    return sentences
+            said.append(f"{name} {which} with {impl}: {share:.3f} of the TFLOP/s of {beside}.")
+    return said
 
 
-def _overhead_sentence(overhead: dict) -> str:
+def overhead_sentence(overhead: dict) -> str:
     batch, length, heads, head_dim = overhead["shape"]
-    what = (
-        "Time of one small forward call, computation included"
-        if "cpu" in overhead["microseconds"]
-        else ("Host time of one small forward call")
-    )
+    on_cpu = "cpu" in overhead["microseconds"]
+    what = "Time of one small forward call, computation included" if on_cpu else "Host time of one small forward call"
     sentence = (
         f"{what} (B{batch} L{length} H{heads} D{head_dim}, no gradients, median of {overhead['calls']}), "
         f"in microseconds: {_overhead_times(overhead)}"
@@ -147,83 +230,3 @@ def _overhead_sentence(overhead: dict) -> str:
 def _overhead_times(measured: dict) -> str:
     times = ", ".join(f"{name} {value:.1f}" for name, value in measured["microseconds"].items())
     return f"{times} ({measured['ratio']:.2f} times SDPA's)"
-
-
-def _readme_table(document: dict) -> list[str]:
-    best = best_peers(document["rows"])
-    remarks = {(note["workload"], note["impl"]): note["remark"] for note in document["remarks"]}
-    lines = [
-        "| workload | pass | this project, ms | TFLOP/s | best peer, ms | speed / best peer | other peers, ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    losses, notes = [], []
-    for row in document["rows"]:
-        if row["impl"] not in OURS:
-            continue
-        at = (row["workload"], row["pass"])
-        tflops = "" if row["tflops"] is None else f"{row['tflops']:.3g}"
-        peer, ratio = "none ran", ""
-        if at in best:
-            factor = best[at]["ms"] / row["ms"]
-            peer, ratio = f"{best[at]['impl']} {best[at]['ms']:.3f}", f"{factor:.2f}"
-            if factor < 1:
-                by = "" if row["impl"] in ("cuda", "cpu") else f" with {row['impl']}"
-                losses.append(f"{at[0]} {at[1]}{by} ({factor:.2f})")
-            remark = remarks.get((at[0], best[at]["impl"]))
-            if remark and f"{at[0]}, {best[at]['impl']}: {remark}." not in notes:
-                notes.append(f"{at[0]}, {best[at]['impl']}: {remark}.")
-        others = ", ".join(
-            f"{other['impl']} {other['ms']:.3f}"
-            for other in document["rows"]
-            if (other["workload"], other["pass"]) == at and other["impl"] not in OURS and other is not best.get(at)
-        )
-        own = f"{row['ms']:.3f} ({row['impl']})"
-        lines.append(f"| {at[0]} | {at[1]} | {own} | {tflops} | {peer} | {ratio} | {others} |")
-    selects = [row for row in document["rows"] if row["pass"] == "select" and row["impl"] not in OURS]
-    lines.append("")
-    for row in selects:
-        lines.append(
-            f"Building the mask of {row['workload']} takes {row['ms']:.2f} ms with {row['impl']}, beside this."
-        )
-    if losses:
-        lines.append(f"Slower than the best peer in: {', '.join(losses)}.")
-    lines += comparisons([row for row in document["rows"] if row["impl"] in OURS])
-    missing = [note for note in document["left_out"] if note["impl"] in OURS]
-    lines += [f"Not measured: {note['workload']} {note['impl']}: {note['reason']}." for note in missing]
-    return lines + notes
-
-
-def readme_section(documents: list[dict]) -> str:
-    """The text between the README's markers."""
-    if not any(document["versions"].get("cuda") for document in documents):
-        head = ["No GPU results are recorded yet: `python -m benchmarks` on a machine with a GPU records them."]
-    else:
-        head = []
-    for document in documents:
-        used = {row["workload"] for row in document["rows"]}
-        head += ["", f"**{document['gpu']}**, {document['date'][:10]}, torch {document['versions']['torch']}:", ""]
-        head += _readme_table(document)
-        head += ["", *(f"- {name}: {shape}" for name, shape in document["shapes"].items() if name in used)]
-        if "host_overhead" in document:
-            head += ["", _overhead_sentence(document["host_overhead"])]
-    return "\n".join(head).strip() + "\n"
-
-
-def recorded_documents() -> list[dict]:
-    """The committed results, those of GPUs first."""
-    documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    return sorted(documents, key=lambda document: "cuda" not in document["versions"])
-
-
-def with_section(readme: str, section: str) -> str:
-    """The README with the text between its markers replaced."""
-    before, rest = readme.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{section}{END}{rest.split(END, 1)[1]}"
-
-
-def update_readme() -> None:
-    README.write_text(with_section(README.read_text(), readme_section(recorded_documents())))
-
-
-def known_workloads() -> dict[str, Workload]:
-    return {workload.name: workload for workload in WORKLOADS}

@@ -19,7 +19,8 @@ from typing import Callable, Iterator
 
 import torch
 
-from benchmarks.impls import Call, Fdma, explain_failure
+from benchmarks.calls import Call, explain_failure
+from benchmarks.ours import Fdma
 from benchmarks.runner import tflops
 from benchmarks.timing import CudaTimer
 from benchmarks.workloads import WORKLOADS, Inputs, Workload

@@ -1,4 +1,4 @@
-"""What is measured: one table of workloads, and the tensors of each."""
+"""What is measured: one table of workloads, and the tensors of each. :mod:`benchmarks.series` has more, in rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 SEED = 1234
-LAYOUTS = ("apart", "qkvpacked", "varlen")  # (B, L, H, D) each; one (B, L, 3, H, D); (total, H, D) each
+# (B, L, H, D) each; one (B, L, 3, H, D); (total, H, D) each; (B, queries, H, D) at the end of a cache (B, L, H_kv, D)
+LAYOUTS = ("apart", "qkvpacked", "varlen", "cache")
 MASK_TILE = 64  # rows and keys of the tiles that the "tiles" mask hides or shows as a whole
+ROWS_AT_ONCE = 2048  # of a mask that is expanded part by part
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,14 @@ class Workload:
     layout: str = "apart"
     lengths: tuple[int, ...] = ()  # "varlen": of the sequences, `length` being the longest
     beside: str | None = None  # the workload whose TFLOP/s the results compare its own with
+    queries: int = 0  # "cache": of each sequence; elsewhere as many as keys
+    impls: tuple[str, ...] = ()  # who runs it; none named: all that can
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}; accepted: {', '.join(LAYOUTS)}")
+        if (self.layout == "cache") != (self.queries > 0) or (self.layout == "cache" and self.is_causal):
+            raise ValueError(f"{self.name}: a cache has `queries`, the last of its positions, and no other layout does")
         if self.layout == "varlen":
             described = (len(self.lengths), max(self.lengths, default=0)) == (self.batch, self.length)
             if not described or self.mask or self.bias:
@@ -45,8 +51,13 @@ class Workload:
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
-        """Queries and keys of each sequence of the batch."""
+        """Keys of each sequence of the batch, and queries where they are no cache."""
         return self.lengths or (self.length,) * self.batch
+
+    @property
+    def queries_alike(self) -> bool:
+        """Whether all queries see the same keys: a mask then has one row for all."""
+        return self.mask is not None and self.bias == "keys" and not self.is_causal
 
     @property
     def shape(self) -> str:
@@ -63,11 +74,13 @@ class Workload:
             extras.append("query, key and value in one tensor, and so is their gradient")
         lengths = ", ".join(map(str, self.lengths))
         extents = f"sequences of {lengths}," if self.lengths else f"B{self.batch} L{self.length}"
+        if self.queries:
+            extents = f"B{self.batch} Q{self.queries} K{self.length}"
         return f"{extents} H{heads} D{self.head_dim}, " + ", ".join(extras)
 
     def flops(self, which: str) -> float | None:
         """Floating-point operations of dense attention of this shape: a mask does not lower them. None: no formula."""
-        if which == "select":
+        if which in ("select", "decode"):
             return None
         forward = 4.0 * self.heads * self.head_dim * sum(length * length for length in self.sequence_lengths)
         if self.is_causal:
@@ -79,15 +92,16 @@ class Workload:
         """Of a mask in the dtype of the query with an element for every score."""
         return self.batch * self.heads * self.length**2 * getattr(torch, self.dtype).itemsize / 2**30
 
-    def quick(self) -> Workload:
+    def small(self) -> Workload:
         """The same kind of problem, small enough for a smoke test on a CPU."""
         length = min(self.length, 256)
         return replace(
             self,
+            batch=self.batch if self.lengths else min(self.batch, 2),
             length=length,
             heads=max(1, self.heads // self.heads_kv) * min(self.heads_kv, 2),
             heads_kv=min(self.heads_kv, 2),
-            keep=length * self.keep // self.length,
+            keep=min(self.keep, max(1, length * self.keep // self.length, length // 16 if self.keep else 0)),
             lengths=tuple(length * each // self.length for each in self.lengths),
         )
 
@@ -96,6 +110,7 @@ class Workload:
 
 
 DYNAMIC = {"bias": "keys", "mask": "dynamic", "keep": 2048, "passes": ("select", "fwd", "bwd")}
+DECODE = {"bias": "keys", "mask": "topk", "keep": 1024, "layout": "cache", "queries": 1, "passes": ("decode",)}
 WORKLOADS = (
     Workload("dense-causal", 1, 16384, 16, 16, 128),
     Workload("dense-full", 1, 16384, 16, 16, 128, is_causal=False),
@@ -104,6 +119,8 @@ WORKLOADS = (
     Workload("seed-dma", 2, 4096, 12, 12, 128, bias="random", mask="topk", keep=1024, passes=("select", "fwd", "bwd")),
     Workload("dma-16k", 1, 16384, 16, 8, 128, **DYNAMIC),
     Workload("dma-32k-col", 1, 32768, 16, 8, 128, is_causal=False, **DYNAMIC),
+    Workload("decode-512k", 1, 524288, 16, 8, 128, is_causal=False, **DECODE),
+    Workload("decode-batch", 32, 32768, 32, 8, 128, is_causal=False, **DECODE),
     Workload("qkvpacked", 1, 16384, 16, 16, 128, layout="qkvpacked", beside="dense-causal"),
     Workload("varlen", 3, 16384, 16, 16, 128, layout="varlen", lengths=(8192, 16384, 4096), beside="dense-causal"),
     Workload("cpu-dense", 1, 2048, 8, 8, 64, is_causal=False, dtype="float32", device="cpu"),
@@ -123,14 +140,18 @@ class Inputs:
             return torch.randn(*shape, device=device, dtype=dtype, generator=generator)
 
         batch, length, dim = workload.batch, workload.length, workload.head_dim
-        rows = (sum(workload.lengths),) if workload.layout == "varlen" else (batch, length)
+        keys = (sum(workload.lengths),) if workload.layout == "varlen" else (batch, length)
+        rows = (batch, workload.queries) if workload.queries else keys
         self.leaves: dict[str, torch.Tensor]  # what backward differentiates, as this project's functions take it
         if workload.layout == "qkvpacked":
-            self.leaves = {"qkv": randn(*rows, 3, workload.heads, dim).requires_grad_()}
+            self.leaves = {"qkv": randn(*keys, 3, workload.heads, dim).requires_grad_()}
             self.query, self.key, self.value = self.leaves["qkv"].unbind(2)
         else:
             heads = {"query": workload.heads, "key": workload.heads_kv, "value": workload.heads_kv}
-            self.leaves = {name: randn(*rows, count, dim).requires_grad_() for name, count in heads.items()}
+            self.leaves = {
+                name: randn(*(rows if name == "query" else keys), count, dim).requires_grad_("bwd" in workload.passes)
+                for name, count in heads.items()
+            }
             self.query, self.key, self.value = self.leaves.values()
         self.grad_out = randn(*rows, workload.heads, dim)
         self.cu_seqlens = torch.tensor((0, *workload.lengths), device=device).cumsum(0, dtype=torch.int32)
@@ -140,18 +161,24 @@ class Inputs:
         if workload.bias == "keys":  # as dynamic mask attention has it: never positive, stronger from head to head
             strength = torch.linspace(0.5, 2.0, workload.heads_kv, device=device).view(-1, 1, 1)
             weakness = torch.nn.functional.softplus(randn(batch, workload.heads_kv, 1, length).float())
-            self.bias = (-strength * weakness).to(dtype).requires_grad_()
+            self.bias = (-strength * weakness).to(dtype)
+            if workload.mask == "topk":  # everyone selects by a rule of his own, so that the cut must leave no choice
+                self.bias = without_ties(self.bias, workload.keep)
+            self.bias.requires_grad_("bwd" in workload.passes)
         self._tiles = tile_mask(workload, generator) if workload.mask == "tiles" else None
-        if workload.mask in ("topk", "tiles"):
+        if workload.mask in ("topk", "tiles") and not workload.queries_alike:
             # A row that sees no key has no gradient here, and no agreed output among the peers.
             self.grad_out *= self.sees.any(-1).transpose(1, 2).unsqueeze(-1)
 
     @cached_property
     def mask(self) -> torch.Tensor | None:
-        """The mask as a dense tensor, (B, H|H_kv, Q, K); made when it is first asked for."""
+        """The mask as a dense tensor, (B, H|H_kv, Q|1, K); made when it is first asked for."""
         if self.workload.mask == "topk":
             return topk_mask(self.bias, self.workload.keep)
-        return self._tiles if self.workload.mask != "dynamic" else self.dynamic_mask.to_dense(self.workload.length)
+        return self._tiles if self.workload.mask != "dynamic" else self._dense_dynamic_mask()
+
+    def _dense_dynamic_mask(self) -> torch.Tensor:
+        return self.dynamic_mask.to_dense(1 if self.workload.queries_alike else self.workload.length)
 
     @cached_property
     def dynamic_mask(self) -> Any:
@@ -185,19 +212,58 @@ class Inputs:
             visible = self.mask != 0
         return visible.tril_() if self.workload.is_causal else visible
 
+    def sees_rows(self, batch: int, head: int, rows: slice) -> torch.Tensor:
+        """Bool (rows, K) of one query head: what mask and causality leave visible. No mask of all rows is made for it.
+
+        Of a dynamic mask these are the lists as `DynamicMask` documents them: a bound for each key, or the kept keys.
+        """
+        workload, device = self.workload, self.query.device
+        keys = torch.arange(workload.sequence_lengths[batch], device=device)
+        positions = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
+        visible = positions >= keys if workload.is_causal else (keys >= 0).expand(len(positions), -1)
+        if workload.mask == "dynamic":
+            lists = self.dynamic_mask.data
+            of_head = lists[batch % lists.shape[0], head // (workload.heads // lists.shape[1])]
+            if workload.is_causal:
+                return visible & (positions < of_head)
+            return visible & torch.zeros_like(keys, dtype=torch.bool).index_fill_(0, of_head[of_head >= 0].long(), True)
+        if self.mask is None:
+            return visible
+        of_head = self.mask[batch % self.mask.shape[0], head // (workload.heads // self.mask.shape[1])]
+        return visible & (of_head if workload.queries_alike else of_head[rows]).bool()
+
     @cached_property
     def additive(self) -> torch.Tensor:
         """Mask, causality and bias folded into one term, as torch SDPA takes them, with a gradient where bias has one.
 
-        Hidden scores get the smallest finite number, since SDPA answers NaN for a row of -inf.
+        (B, H, Q|1, K). Hidden scores get the smallest finite number, since SDPA answers NaN for a row of -inf.
         """
-        hidden = self.of_query_heads(self.sees.logical_not_())
+        workload = self.workload
+        count = 1 if workload.queries_alike else workload.length
+        shape = (workload.batch, workload.heads, count, workload.length)
         if self.bias is None:
-            folded = torch.zeros(hidden.shape, dtype=self.query.dtype, device=hidden.device)
+            folded = torch.zeros(shape, dtype=self.query.dtype, device=self.query.device)
         else:
-            folded = self.of_query_heads(self.bias.detach()).expand(hidden.shape).clone()
-        folded.masked_fill_(hidden, torch.finfo(folded.dtype).min)
+            folded = self.of_query_heads(self.bias.detach()).expand(shape).clone()
+        for batch in range(workload.batch):
+            for head in range(workload.heads):
+                for begin in range(0, count, ROWS_AT_ONCE):
+                    rows = slice(begin, min(begin + ROWS_AT_ONCE, count))
+                    hidden = self.sees_rows(batch, head, rows).logical_not_()
+                    folded[batch, head, rows].masked_fill_(hidden, torch.finfo(folded.dtype).min)
         return folded.requires_grad_(self.bias is not None)
+
+
+def without_ties(bias: torch.Tensor, keep: int) -> torch.Tensor:
+    """Negative biases (..., K) of which no one outside the `keep` largest equals one of them.
+
+    Of those that equal the smallest kept one, the older ones that are one too many are lowered by two percent.
+    """
+    smallest = bias.topk(keep, dim=-1).values[..., -1:]
+    equal = bias == smallest
+    room = keep - (bias > smallest).sum(-1, keepdim=True)
+    too_many = equal & (equal.flip(-1).cumsum(-1).flip(-1) > room)
+    return torch.where(too_many, bias * 1.02, bias)
 
 
 def topk_mask(bias: torch.Tensor, keep: int) -> torch.Tensor:
