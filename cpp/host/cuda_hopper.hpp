@@ -8,10 +8,12 @@
 
 namespace fdma::cuda {
 
-// What the copy engine needs: rows that start at multiples of 16 bytes and follow each other at a distance; no pages. A
+// What the copy engine needs: something to copy; rows that start at multiples of 16 bytes and follow each other at a distance; no pages. A
 // bias has a row of its own for every query and the dtype of the query, or is one of slots.
 inline bool hopper_serves(const AttentionParams& p, ElementType type) {
-  const bool rows = p.vector_rows && p.query.stride_row != 0 && p.key.stride_row != 0 && p.value.stride_row != 0;
+  const bool empty = p.batch == 0 || p.sequences.max_q == 0 || p.sequences.max_k == 0 ||
+                     (p.sequences.varies() && (p.sequences.rows_q == 0 || p.sequences.rows_k == 0));
+  const bool rows = !empty && p.vector_rows && p.query.stride_row != 0 && p.key.stride_row != 0 && p.value.stride_row != 0;
   if (p.slots.spans != nullptr || p.bias.data == nullptr) return rows;
   return rows && p.bias.type == type && p.bias.vector_rows && p.bias.stride_key == 1 && p.bias.stride_row != 0;
 }
