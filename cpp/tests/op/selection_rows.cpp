@@ -105,6 +105,7 @@ TEST_P(SelectionRows, ViewsAndLongRows) {
   expect_definition({2, 3, 5, 40}, Layout::kHeadsFirst, KeyMask::kBytes, random);
   expect_definition({1, 2, 130, 260}, Layout::kContiguous, KeyMask::kBytes, random);
   expect_definition({1, 2, 3, 2056}, Layout::kContiguous, KeyMask::kNone, random);
+  expect_definition({1, 1, 2, 4096}, Layout::kContiguous, KeyMask::kNone, random);
   expect_definition({1, 1, 2, 5003}, Layout::kMisaligned, KeyMask::kFloats, random);
 }
 
