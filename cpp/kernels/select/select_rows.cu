@@ -178,7 +178,7 @@ class ThresholdSearch {
   FDMA_DEVICE ThresholdSearch(const Sample<T>& sample, int keep, int keys)
       : sample_(sample),
         keep_(keep),
-        rank_(min_of(31, static_cast<int>(__fdividef(32.f * static_cast<float>(keep), static_cast<float>(keys))))) {}
+        rank_(min_of(31, static_cast<int>(32.f * static_cast<float>(keep) / static_cast<float>(keys)))) {}
 
   FDMA_DEVICE bool done() const { return low_known_ && (at_low_ <= keep_ || high_ - low_ == 1); }
   // An ordinal in (low, high), or in [low, high) as long as nothing is known of `low`.
@@ -197,7 +197,7 @@ class ThresholdSearch {
       --interpolations_;
       const float low = Element<T>::to_float(K::value_of(low_)), high = Element<T>::to_float(K::value_of(high_));
       const float share =
-          __fdividef(static_cast<float>(at_low_ - keep_) + 0.5f, static_cast<float>(at_low_ - at_high_));
+          (static_cast<float>(at_low_ - keep_) + 0.5f) / static_cast<float>(at_low_ - at_high_);
       result = K::ordinal_of(Element<T>::from_float(fmaf(high - low, share, low)));
     } else {
       result = middle();
