@@ -5,6 +5,7 @@
 
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
+#include "host/cuda_kernels.hpp"
 #include "host/cuda_params.hpp"
 #include "host/cuda_slots.hpp"
 #include "host/dtype.hpp"
@@ -64,16 +65,6 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
     }
   }
   params.mask = packed_mask_view(mask.layout, packed, problem.heads_q);
-}
-
-const AttentionKernels& kernels_for(const AttentionProblem& problem) {
-  const AttentionKernels* kernels =
-      find_attention_kernels(element_type(problem.dtype), static_cast<int>(problem.head_dim));
-  if (kernels == nullptr) {
-    throw Error(FDMA_UNSUPPORTED, concat("head_dim is ", problem.head_dim,
-                                         "; this libfdma was built without a CUDA kernel for it (FDMA_HEAD_DIMS)"));
-  }
-  return *kernels;
 }
 
 BiasGradMode bias_grad_mode(const BackwardProblem& problem) {
@@ -195,6 +186,16 @@ BackwardParams backward_params(const BackwardProblem& problem) {
 }
 
 }  // namespace
+
+const AttentionKernels& kernels_for(const AttentionProblem& problem) {
+  const AttentionKernels* kernels =
+      find_attention_kernels(element_type(problem.dtype), static_cast<int>(problem.head_dim));
+  if (kernels == nullptr) {
+    throw Error(FDMA_UNSUPPORTED, concat("head_dim is ", problem.head_dim,
+                                         "; this libfdma was built without a CUDA kernel for it (FDMA_HEAD_DIMS)"));
+  }
+  return *kernels;
+}
 
 void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream) {
   const DeviceGuard guard(problem.device.index);
