@@ -44,6 +44,11 @@ class DecodeChecker {
       reasons_.add(FDMA_INVALID_SHAPE, concat("query.shape is ", shape_text(params_.query), ", Lq = ", problem_.len_q,
                                               "; accepted: 1 to ", FDMA_DECODE_MAX_QUERIES));
     }
+    // Indices are int32.
+    constexpr int64_t kLimit = (int64_t{1} << 31) - 4096;
+    if (inputs_.extents_known() && problem_.len_k >= kLimit) {
+      reasons_.add(FDMA_UNSUPPORTED, concat("the cache has ", problem_.len_k, " keys; accepted: less than ", kLimit));
+    }
     check_bias();
     check_window();
     check_lengths();
