@@ -57,6 +57,9 @@ class DecodeBlock {
   static constexpr int kBiasBytes = kKeys * 4;  // of a stage, behind all tiles, which start at lines of 128 bytes
   static constexpr int kWarpBytes = kStages * (kStageBytes + kBiasBytes);
   static_assert(kWarpBytes % 128 == 0 && Tile::kBytes % 128 == 0);
+  static constexpr int kChunks = kHeadDim / kChunk;  // of a row
+  static constexpr int kRowsPerPass = 32 / kChunks;
+  static constexpr int kPasses = 2 * kKeys / kRowsPerPass;
   static constexpr int kMergePitch = kHeadDim + 8;  // floats; 8 rows of a fragment fall into different banks
   static_assert(kDecodeRows * kMergePitch * 4 <= kWarpBytes, "a warp's output fits its buffers");
 
@@ -78,17 +81,15 @@ class DecodeBlock {
     find_keys();
     if (begin_ >= end_ && p_.splits > 1) return store_nothing();
     fetch(0);
-#pragma unroll
-    for (int step = 0; step < kStages - 1; ++step) {
-      copy(step, step);
-      copy_async_commit();
-    }
     load_query();
     clear(out_);
     const int steps = max_of(0, ceil_div(end_ - begin_ - warp_ * kKeys, kWarps * kKeys));
-    for (int step = 0, stage = 0; step < steps; ++step) {
-      copy(step + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
+    int stage = 0, filled = 0;
+    for (int step = 1 - kStages; step < steps; ++step) {  // one place that copies: instructions are fetched too
+      copy(step + kStages - 1, filled);
       copy_async_commit();
+      filled = filled == kStages - 1 ? 0 : filled + 1;
+      if (step < 0) continue;
       copy_async_wait<kStages - 1>();
       __syncwarp();
       attend(step, stage);
@@ -151,41 +152,51 @@ class DecodeBlock {
     if (lane_ < kKeys) store_shared_4(biases(stage) + lane_ * 4, __float_as_uint(next_.bias * kLog2e));
     fetch(step + 1);
     if (first_key(step) >= end_) return;
-    constexpr int kChunks = kHeadDim / kChunk, kRowsPerPass = 32 / kChunks;
-    const int chunk = lane_ % kChunks, row_of_pass = lane_ / kChunks;
-    const bool column_valid = chunk * kChunk < p_.head_dim;
+    if (p_.vector_rows) {
 #pragma unroll
-    for (int pass = 0; pass < 2 * kKeys / kRowsPerPass; ++pass) {
-      const int row = pass * kRowsPerPass + row_of_pass;  // those of the values follow those of the keys
-      const auto address = __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(own), row);
-      const T* source = reinterpret_cast<const T*>(address) + chunk * kChunk;
-      const uint32_t to = target + row / kKeys * Tile::kBytes + Tile::chunk_offset(row % kKeys, chunk);
-      const bool valid = address != 0 && column_valid;
-      if (p_.vector_rows) {
-        copy_async<16>(to, valid ? source : static_cast<const T*>(p_.key.data), valid ? 16 : 0);
-      } else {
-        store_shared_16(to, valid ? load_unaligned_chunk(source) : make_uint4(0, 0, 0, 0));
-      }
+      for (int pass = 0; pass < kPasses; ++pass) copy_rows<true>(own, target, pass);
+    } else {
+#pragma unroll 1
+      for (int pass = 0; pass < kPasses; ++pass) copy_rows<false>(own, target, pass);
     }
   }
 
-  FDMA_DEVICE uint32_t query_pair(int row, int column) const {
-    if (!unit_.has(row) || column >= p_.head_dim) return 0;
-    const T* source = p_.query.template at<const T>(unit_.b, unit_.head(row), unit_.query(row)) + column;
-    if (p_.vector_rows) return __ldg(reinterpret_cast<const uint32_t*>(source));
-    const auto* raw = reinterpret_cast<const uint16_t*>(source);
-    return raw[0] | static_cast<uint32_t>(raw[1]) << 16;
+  // The rows of a pass; those of the values follow those of the keys.
+  template <bool kVector>
+  FDMA_DEVICE void copy_rows(const T* own, uint32_t target, int pass) const {
+    const int chunk = lane_ % kChunks, row = pass * kRowsPerPass + lane_ / kChunks;
+    const auto address = __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(own), row);
+    const T* source = reinterpret_cast<const T*>(address) + chunk * kChunk;
+    const uint32_t to = target + row / kKeys * Tile::kBytes + Tile::chunk_offset(row % kKeys, chunk);
+    const bool valid = address != 0 && chunk * kChunk < p_.head_dim;
+    if constexpr (kVector) {
+      copy_async<16>(to, valid ? source : static_cast<const T*>(p_.key.data), valid ? 16 : 0);
+    } else {
+      store_shared_16(to, valid ? load_unaligned_chunk(source) : make_uint4(0, 0, 0, 0));
+    }
   }
 
   // As operand A of mma, straight from global memory: 16 rows are few.
   FDMA_DEVICE void load_query() {
 #pragma unroll
-    for (int k = 0; k < kDimSteps; ++k) {
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_ / 4 + 8 * half;
+      const T* source = nullptr;
+      if (unit_.has(row)) source = p_.query.template at<const T>(unit_.b, unit_.head(row), unit_.query(row));
 #pragma unroll
-      for (int part = 0; part < 4; ++part) {
-        query_[0][k][part] = query_pair(lane_ / 4 + part % 2 * 8, 16 * k + 2 * (lane_ % 4) + part / 2 * 8);
+      for (int k = 0; k < kDimSteps; ++k) {
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          query_[0][k][2 * part + half] = load_pair(source, 16 * k + 8 * part + 2 * (lane_ % 4));
+        }
       }
     }
+  }
+  FDMA_DEVICE uint32_t load_pair(const T* source, int column) const {
+    if (source == nullptr || column >= p_.head_dim) return 0;
+    if (p_.vector_rows) return __ldg(reinterpret_cast<const uint32_t*>(source + column));
+    const auto* raw = reinterpret_cast<const uint16_t*>(source + column);
+    return raw[0] | static_cast<uint32_t>(raw[1]) << 16;
   }
 
   FDMA_DEVICE void attend(int step, int stage) {
@@ -239,7 +250,6 @@ class DecodeBlock {
       }
     }
     __syncthreads();
-    constexpr int kChunks = kHeadDim / kChunk;
     for (int i = threadIdx.x; i < kDecodeRows * kChunks; i += kThreads) {
       const int row = i / kChunks, column = i % kChunks * kChunk;
       if (!unit_.has(row)) break;
