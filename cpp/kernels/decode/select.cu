@@ -263,6 +263,7 @@ __global__ void __launch_bounds__(kThreads) select_row_kernel(const __grid_const
   Chunk<T, kThreads> keys(shared, row, 0, p.bias.vector_rows);
   Threshold t;
   t.left = t.kept = p.keep;
+#pragma unroll 1
   for (int level = 0; level < kLevels<T> && !t.all; ++level) {
     keys.count_digits(level, t.prefix);
     t = next_digit(shared, t, level);
