@@ -44,6 +44,7 @@ SANITIZER_FILTER = (
     ":*Sequences*_bounds_*:*Sequences*_float*:*Sequences*_int64*:*Sequences*scale*"
     ":*KeyLists*only_*:*KeyLists*no_*:*KeyLists*scale*:*KeyLists*bias_of_*:*KeyLists*interval_m??*:*KeyLists*_one_*"
     ":*KeyLists*transposed*:*KeyLists*every_head*:*KeyLists*square*:*KeyLists*columns_shared*:*KeyLists*columns_bias_h*"
+    ":*Decode*_chunks_*:*Decode*_of_??_*:*Decode*_of_256_*:*Decode*_dim_40_*:*Decode*_dim_200_*:*Decode*no_*"
     ":Gpu/Selection.*:*EveryQuery*"
 )
 

@@ -1,4 +1,6 @@
 // Selection on the CPU: one row of the bias after another, in parallel over rows.
+#include "cpu/select.hpp"
+
 #include <algorithm>
 #include <vector>
 
@@ -12,23 +14,12 @@
 namespace fdma::cpu {
 namespace {
 
-// A key and how it is preferred: the smaller, the better.
-using Preference = uint64_t;  // rank, then keys from the newest
-
-// Scratch of one thread.
-struct Scratch {
-  float* bias;              // [keys]
-  uint32_t* visible;        // bits of key_mask
-  Preference* preferences;  // [keys]
-  uint64_t* taken;          // [words of 64 keys], interval form
-};
-
 class Selection {
  public:
   explicit Selection(const SelectProblem& problem) : p_(problem) {}
 
   // Interval and columns form; `row` is a (batch, head).
-  void run(int64_t row, const Scratch& s) const {
+  void run(int64_t row, const SelectScratch& s) const {
     const int64_t kept = prefer(row / p_.heads, row % p_.heads, 0, p_.keys, s);
     if (p_.is_interval()) return store_ends(kept, s, p_.end + row * p_.keys);
     store_columns(kept, s, p_.columns + row * p_.keep);
@@ -36,7 +27,7 @@ class Selection {
   }
 
   // Bits form: the words of query q in the packed mask.
-  void run(int64_t b, int64_t h, int64_t q, uint32_t* words, const Scratch& s) const {
+  void run(int64_t b, int64_t h, int64_t q, uint32_t* words, const SelectScratch& s) const {
     const int64_t limit = max_of<int64_t>(0, key_limit(q, p_.queries, p_.keys, p_.is_causal));
     const int64_t count = keep_best(prefer(b, h, q, limit, s), s);
     std::fill_n(words, p_.layout().row_words(), 0u);
@@ -50,7 +41,7 @@ class Selection {
   int64_t key_of(Preference preference) const { return p_.keys - 1 - static_cast<int64_t>(preference & 0xffffffffu); }
 
   // Fills the preferences of the keys before `limit` that may be kept; returns how many those are.
-  int64_t prefer(int64_t b, int64_t h, int64_t q, int64_t limit, const Scratch& s) const {
+  int64_t prefer(int64_t b, int64_t h, int64_t q, int64_t limit, const SelectScratch& s) const {
     const int64_t offset = b * p_.bias_stride[0] + h * p_.bias_stride[1] + q * p_.bias_stride[2];
     void* bias = static_cast<char*>(const_cast<void*>(p_.bias)) + offset * dtype_size(p_.dtype);
     tile_kernels().load_rows({bias, p_.dtype, limit, 1}, limit, s.bias, limit);
@@ -70,7 +61,7 @@ class Selection {
 
   // Takes keys from the best on. A key is pushed out when the keep-th of those that beat it has come; that position
   // only falls from one key to the next, so a pointer walks down over the keys taken.
-  void store_ends(int64_t kept, const Scratch& s, int32_t* end) const {
+  void store_ends(int64_t kept, const SelectScratch& s, int32_t* end) const {
     std::sort(s.preferences, s.preferences + kept);
     std::fill_n(s.taken, ceil_div<int64_t>(p_.keys, 64), uint64_t{0});
     for (int64_t k = 0; k < p_.keys; ++k) end[k] = static_cast<int32_t>(k);
@@ -96,13 +87,13 @@ class Selection {
   }
 
   // Moves the best of `candidates` keys to the front, in any order; returns how many are kept.
-  int64_t keep_best(int64_t candidates, const Scratch& s) const {
+  int64_t keep_best(int64_t candidates, const SelectScratch& s) const {
     const int64_t count = min_of(candidates, p_.keep);
     std::nth_element(s.preferences, s.preferences + count, s.preferences + candidates);
     return count;
   }
 
-  void store_columns(int64_t kept, const Scratch& s, int32_t* columns) const {
+  void store_columns(int64_t kept, const SelectScratch& s, int32_t* columns) const {
     const int64_t count = keep_best(kept, s);
     for (int64_t i = 0; i < count; ++i) columns[i] = static_cast<int32_t>(key_of(s.preferences[i]));
     std::sort(columns, columns + count);
@@ -114,21 +105,28 @@ class Selection {
 
 }  // namespace
 
+SelectScratch take_select_scratch(int64_t keys, bool is_interval, Workspace& workspace) {
+  SelectScratch s;
+  s.bias = workspace.take<float>(round_up<int64_t>(keys, 16));
+  s.visible = workspace.take<uint32_t>(ceil_div<int64_t>(keys, 32));
+  s.preferences = workspace.take<Preference>(keys);
+  s.taken = workspace.take<uint64_t>(is_interval ? ceil_div<int64_t>(keys, 64) : 0);
+  return s;
+}
+
+void select_columns(const SelectProblem& problem, int64_t row, const SelectScratch& scratch) {
+  Selection(problem).run(row, scratch);
+}
+
 void select(const SelectProblem& problem, Workspace& workspace) {
-  constexpr double kFlopsAKey = 200;  // what sorting a key is worth, roughly
   const int64_t items = problem.is_bits() ? mask_row_tiles(problem.layout()) : problem.rows();
-  const double work = kFlopsAKey * static_cast<double>(problem.rows()) * static_cast<double>(problem.keys);
+  const double work = kSelectFlopsAKey * static_cast<double>(problem.rows()) * static_cast<double>(problem.keys);
   const int threads = thread_count(problem.num_threads, items, work);
-  std::vector<Scratch> scratch(static_cast<size_t>(threads));
-  for (Scratch& s : scratch) {
-    s.bias = workspace.take<float>(round_up<int64_t>(problem.keys, 16));
-    s.visible = workspace.take<uint32_t>(ceil_div<int64_t>(problem.keys, 32));
-    s.preferences = workspace.take<Preference>(problem.keys);
-    s.taken = workspace.take<uint64_t>(problem.is_interval() ? ceil_div<int64_t>(problem.keys, 64) : 0);
-  }
+  std::vector<SelectScratch> scratch(static_cast<size_t>(threads));
+  for (SelectScratch& s : scratch) s = take_select_scratch(problem.keys, problem.is_interval(), workspace);
   if (workspace.counting()) return;
   const Selection selection(problem);
-  const auto scratch_of = [&](int worker) -> const Scratch& { return scratch[static_cast<size_t>(worker)]; };
+  const auto scratch_of = [&](int worker) -> const SelectScratch& { return scratch[static_cast<size_t>(worker)]; };
   if (problem.is_bits()) {
     return write_packed_mask(problem.layout(), problem.packed_mask, threads,
                              [&](int worker, int64_t b, int64_t h, int64_t q, uint32_t* words) {

@@ -50,6 +50,12 @@ AttentionChecker::AttentionChecker(const AttentionArguments& args, bool with_dat
     : args_(args), with_data_(with_data), reasons_(reasons), problem_(problem) {}
 
 void AttentionChecker::check_inputs() {
+  check_cache_inputs();
+  check_mask();
+  check_bias();
+}
+
+void AttentionChecker::check_cache_inputs() {
   check_device();
   check_extents();
   check_lengths();
@@ -57,8 +63,6 @@ void AttentionChecker::check_inputs() {
   problem_.key = check_key_like("key", args_.key, Access::kRead);
   problem_.value = check_key_like("value", args_.value, Access::kRead);
   check_scalars();
-  check_mask();
-  check_bias();
 }
 
 void AttentionChecker::check_device() {
@@ -86,12 +90,16 @@ void AttentionChecker::check_extents() {
   }
 
   const bool paged = args_.sequences.paged();
+  if (paged && !with_sequences && query_known_) {
+    query_known_ = check_block_table(reasons_, *args_.sequences.block_table, with_data_, problem_);
+  }
   const int key_rank = is_packed() && !paged ? 3 : 4;
   const char* key_dims = paged ? kPageDims : is_packed() ? kPackedKeyDims : kKeyDims;
   extents_known_ = check_rank(reasons_, "key", key, key_rank, key_dims) && query_known_;
   if (!extents_known_) return;
   (with_sequences ? problem_.sequences.rows_k : problem_.len_k) = key.shape[key_rank - 3];
   if (problem_.pages) extents_known_ = check_page_extents(reasons_, key, problem_);
+  if (problem_.pages && !with_sequences) problem_.len_k = problem_.sequences.rows_k;
   problem_.heads_kv = key.shape[key_rank - 2];
   if (problem_.heads_kv == 0 || problem_.heads_q % problem_.heads_kv != 0) {
     reasons_.add(FDMA_INVALID_SHAPE, concat("key.shape is ", shape_text(key), ", H_kv = ", problem_.heads_kv,

@@ -55,6 +55,8 @@ class AttentionChecker {
   AttentionChecker(const AttentionArguments& args, bool with_data, Reasons& reasons, AttentionProblem& problem);
 
   void check_inputs();
+  // As check_inputs, for keys that lie in a cache: without the mask and the bias.
+  void check_cache_inputs();
 
   // Tensors shaped like query, key or value, in the dtype of query.
   View4 check_query_like(const char* name, const fdma_tensor& tensor, Access access);
@@ -62,6 +64,9 @@ class AttentionChecker {
 
   // (B, H, Lq), packed (H, total_q); float32, contiguous.
   float* check_row_statistic(const char* name, const fdma_tensor& tensor);
+
+  // Whether query and key have their extents, which everything else is measured against.
+  bool extents_known() const { return extents_known_; }
 
   // Reasons of the device itself come last: they hold whatever the arguments are.
   void check_device_support();

@@ -50,4 +50,13 @@ void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream strea
   cpu::pack_mask(problem, workspace);
 }
 
+void run(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream) {
+#if defined(FDMA_WITH_CUDA)
+  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::decode(problem, workspace, stream);
+#else
+  (void)stream;
+#endif
+  cpu::decode(problem, workspace);
+}
+
 }  // namespace fdma

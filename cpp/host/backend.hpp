@@ -5,6 +5,7 @@
 #include <string>
 
 #include "fdma/types.h"
+#include "host/decode_problem.hpp"
 #include "host/pack_mask_problem.hpp"
 #include "host/problem.hpp"
 #include "host/select_problem.hpp"
@@ -17,6 +18,7 @@ void forward(const ForwardProblem& problem, Workspace& workspace);
 void backward(const BackwardProblem& problem, Workspace& workspace);
 void select(const SelectProblem& problem, Workspace& workspace);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace);
+void decode(const DecodeProblem& problem, Workspace& workspace);
 }  // namespace cpu
 
 #if defined(FDMA_WITH_CUDA)
@@ -27,6 +29,7 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
+void decode(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream);
 // Which of the kernels that a device can run the calls of this thread take. Tests try the others on a large GPU.
 enum class KernelFamily {
   kBest,
@@ -45,5 +48,6 @@ void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream
 void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream);
 
 }  // namespace fdma

@@ -6,6 +6,7 @@
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
 #include "host/cuda_hopper.hpp"
+#include "host/cuda_kernels.hpp"
 #include "host/cuda_params.hpp"
 #include "host/cuda_slots.hpp"
 #include "host/dtype.hpp"
@@ -65,16 +66,6 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
     }
   }
   params.mask = packed_mask_view(mask.layout, packed, problem.heads_q);
-}
-
-const AttentionKernels& kernels_for(const AttentionProblem& problem) {
-  const AttentionKernels* kernels =
-      find_attention_kernels(element_type(problem.dtype), static_cast<int>(problem.head_dim));
-  if (kernels == nullptr) {
-    throw Error(FDMA_UNSUPPORTED, concat("head_dim is ", problem.head_dim,
-                                         "; this libfdma was built without a CUDA kernel for it (FDMA_HEAD_DIMS)"));
-  }
-  return *kernels;
 }
 
 BiasGradMode bias_grad_mode(const BackwardProblem& problem) {
@@ -201,6 +192,16 @@ BackwardParams backward_params(const BackwardProblem& problem) {
 }  // namespace
 
 thread_local KernelFamily kernel_family = KernelFamily::kBest;
+
+const AttentionKernels& kernels_for(const AttentionProblem& problem) {
+  const AttentionKernels* kernels =
+      find_attention_kernels(element_type(problem.dtype), static_cast<int>(problem.head_dim));
+  if (kernels == nullptr) {
+    throw Error(FDMA_UNSUPPORTED, concat("head_dim is ", problem.head_dim,
+                                         "; this libfdma was built without a CUDA kernel for it (FDMA_HEAD_DIMS)"));
+  }
+  return *kernels;
+}
 
 void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream) {
   const DeviceGuard guard(problem.device.index);

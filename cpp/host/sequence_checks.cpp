@@ -21,7 +21,7 @@ bool check_absent(Reasons& reasons, const SequenceArguments& args) {
   };
   refuse_bound("max_seqlen_q", args.max_seqlen_q);
   refuse_bound("max_seqlen_k", args.max_seqlen_k);
-  if (args.has_table()) {
+  if (args.has_table() && !args.of_cache) {
     reasons.add(FDMA_INVALID_ARGUMENT,
                 "block_table is given without cu_seqlens_q; accepted with cu_seqlens_q and cu_seqlens_k only");
   }
@@ -44,17 +44,6 @@ bool check_bound(Reasons& reasons, const char* name, int64_t value) {
   if (value >= 0) return true;
   reasons.add(FDMA_INVALID_ARGUMENT, concat(name, " is ", value, "; accepted: 0 or more"));
   return false;
-}
-
-bool check_block_table(Reasons& reasons, const fdma_tensor& table, bool with_data, AttentionProblem& problem) {
-  if (!check_rank(reasons, "block_table", table, 2, kTableDims)) return false;
-  bool good = check_dtype(reasons, "block_table", table, DtypeSet(FDMA_INT32), "");
-  good = check_shape(reasons, "block_table", table, {problem.batch, table.shape[1]}, kTableDims) && good;
-  good = check_contiguous(reasons, "block_table", table) && good;
-  good = check_data(reasons, "block_table", table, with_data, dtype_size(FDMA_INT32)) && good;
-  problem.pages.table = static_cast<const int32_t*>(address_of(table));
-  problem.pages.pages_per_sequence = table.shape[1];
-  return good;
 }
 
 // One of the two sides of a call, and what its lengths are measured against.
@@ -102,22 +91,18 @@ void check_side(Reasons& reasons, const AttentionProblem& problem, const Side& s
   }
 }
 
-// Entries past a sequence's last key are never read and may hold anything.
-void check_table_values(Reasons& reasons, const AttentionProblem& problem) {
-  const PageProblem& pages = problem.pages;
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    const int64_t used = ceil_div(problem.sequences.length_k(b), pages.page_size);
-    for (int64_t i = 0; i < used; ++i) {
-      const int64_t page = pages.table[b * pages.pages_per_sequence + i];
-      if (page >= 0 && page < pages.pages) continue;
-      reasons.add(FDMA_INVALID_ARGUMENT, concat("block_table[", b, "][", i, "] is ", page, "; accepted: 0 to ",
-                                                pages.pages - 1, ", the pages of key"));
-      return;
-    }
-  }
-}
-
 }  // namespace
+
+bool check_block_table(Reasons& reasons, const fdma_tensor& table, bool with_data, AttentionProblem& problem) {
+  if (!check_rank(reasons, "block_table", table, 2, kTableDims)) return false;
+  bool good = check_dtype(reasons, "block_table", table, DtypeSet(FDMA_INT32), "");
+  good = check_shape(reasons, "block_table", table, {problem.batch, table.shape[1]}, kTableDims) && good;
+  good = check_contiguous(reasons, "block_table", table) && good;
+  good = check_data(reasons, "block_table", table, with_data, dtype_size(FDMA_INT32)) && good;
+  problem.pages.table = static_cast<const int32_t*>(address_of(table));
+  problem.pages.pages_per_sequence = table.shape[1];
+  return good;
+}
 
 bool check_sequences(Reasons& reasons, const SequenceArguments& args, bool with_data, AttentionProblem& problem) {
   if (!args.given()) return check_absent(reasons, args);
@@ -162,6 +147,21 @@ bool check_page_extents(Reasons& reasons, const fdma_tensor& key, AttentionProbl
   return true;
 }
 
+void check_table_values(Reasons& reasons, const AttentionProblem& problem,
+                        const std::function<int64_t(int64_t b)>& length_k) {
+  const PageProblem& pages = problem.pages;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    const int64_t used = ceil_div(length_k(b), pages.page_size);
+    for (int64_t i = 0; i < used; ++i) {
+      const int64_t page = pages.table[b * pages.pages_per_sequence + i];
+      if (page >= 0 && page < pages.pages) continue;
+      reasons.add(FDMA_INVALID_ARGUMENT, concat("block_table[", b, "][", i, "] is ", page, "; accepted: 0 to ",
+                                                pages.pages - 1, ", the pages of key"));
+      return;
+    }
+  }
+}
+
 void check_sequence_values(Reasons& reasons, const AttentionProblem& problem) {
   const SequenceProblem& s = problem.sequences;
   Side query{"cu_seqlens_q", "max_seqlen_q", problem.len_q, "Lq", kNoLimit, "total_q", kNoLimit};
@@ -173,7 +173,9 @@ void check_sequence_values(Reasons& reasons, const AttentionProblem& problem) {
   const bool no_reason_before = reasons.empty();
   check_side(reasons, problem, query, s.cu_q);
   check_side(reasons, problem, key, s.cu_k);
-  if (problem.pages && no_reason_before && reasons.empty()) check_table_values(reasons, problem);
+  if (problem.pages && no_reason_before && reasons.empty()) {
+    check_table_values(reasons, problem, [&](int64_t b) { return s.length_k(b); });
+  }
 }
 
 }  // namespace fdma

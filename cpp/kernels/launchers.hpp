@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/core/params.hpp"
+#include "kernels/decode/params.hpp"
 #include "kernels/select/params.hpp"
 
 namespace fdma {
@@ -34,6 +35,15 @@ cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const
 // Lists of keys as a packed mask.
 cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t stream);
 
+// Decode: how rows of `keys` keys are selected from, the selection, and the parts of a split call put together.
+struct DecodeSelectPlan {
+  int32_t chunks = 0;  // 0: a block has a whole row
+  int64_t histogram_words = 0;
+};
+DecodeSelectPlan plan_decode_select(ElementType type, int64_t rows, int64_t keys);
+cudaError_t launch_decode_select(const DecodeSelectParams& params, cudaStream_t stream);
+cudaError_t launch_combine_splits(const DecodeParams& params, ElementType type, cudaStream_t stream);
+
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);
 
@@ -53,6 +63,8 @@ struct AttentionKernels {
   cudaError_t (*finish_backward)(const BackwardParams& params, bool roomy, cudaStream_t stream);
   // grad_bias of mode kBatched.
   cudaError_t (*bias_gradient)(const BackwardParams& params, cudaStream_t stream);
+  // Attention of decode: outputs, or the parts of splits.
+  cudaError_t (*decode)(const DecodeParams& params, cudaStream_t stream);
   // Hopper's own (sm_90a), for calls that host/cuda_hopper.hpp says they serve. Null where the build has none.
   cudaError_t (*forward_sm90)(const ForwardParams& params, int multiprocessors, cudaStream_t stream);
   cudaError_t (*backward_sm90)(const BackwardParams& params, cudaStream_t stream);

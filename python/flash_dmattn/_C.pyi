@@ -100,3 +100,22 @@ def pack_mask(
     allocate: Callable[[Tensor, int], Tensor],
 ) -> None:
     """Write the bits of a dense mask."""
+
+def decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    attn_bias: Tensor | None,
+    cache_seqlens: Tensor | None,
+    block_table: Tensor | None,
+    keep_window_size: int,
+    scale: float | None,
+    is_causal: bool | None,
+    softcap: float | None,
+    out: Tensor,
+    lse: Tensor | None,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Write `out` and, where given, `lse`. A `keep_window_size` of 0 selects nothing."""

@@ -14,6 +14,7 @@ from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.backends import get_available_backends
 from flash_dmattn.backends.flex import flex_dmattn_func
 from flash_dmattn.backends.triton import triton_dmattn_func
+from flash_dmattn.decode import flash_dmattn_with_kvcache
 from flash_dmattn.dynamic_mask import DynamicMask
 from flash_dmattn.explanation import explain
 from flash_dmattn.packed import flash_dmattn_kvpacked_func, flash_dmattn_qkvpacked_func
@@ -36,6 +37,7 @@ __all__ = [
     "flash_dmattn_kvpacked_func",
     "flash_dmattn_qkvpacked_func",
     "flash_dmattn_varlen_func",
+    "flash_dmattn_with_kvcache",
     "flex_dmattn_func",
     "get_available_backends",
     "triton_dmattn_func",

@@ -90,6 +90,29 @@ def attention_backward(
     _run(_C.attention_backward, query, (grad_out, grad_lse, *saved, *options, *grads))
 
 
+def decode(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    attn_bias: Optional[torch.Tensor],
+    cache_seqlens: Optional[torch.Tensor],
+    block_table: Optional[torch.Tensor],
+    keep_window_size: int,
+    scale: Optional[float],
+    is_causal: Optional[bool],
+    softcap: Optional[float],
+    with_lse: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Output and, with `with_lse`, lse of :func:`flash_dmattn.flash_dmattn_with_kvcache`; 0 keeps every key."""
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = None
+    if with_lse and query.dim() == 4:  # else the library refuses the call
+        lse = torch.empty(lse_shape(query.shape, None), dtype=torch.float32, device=query.device)
+    cache = (key_cache, value_cache, attn_bias, cache_seqlens, block_table)
+    _run(_C.decode, query, (query, *cache, keep_window_size, scale, is_causal, softcap, out, lse))
+    return out, lse
+
+
 def select_interval(
     attn_bias: torch.Tensor, keep_window_size: int, key_padding_mask: Optional[torch.Tensor]
 ) -> torch.Tensor:

@@ -11,16 +11,52 @@ namespace {
 // What every tile of backward needs to know of a query row:
 //   lse * log2(e), +inf for a row that sees no key and for the padding rows, so that exp2(score - lse) is 0 there
 //   delta = sum_d dO O - grad_lse, so that dS = P (dP - delta)
-constexpr int kPrepareWarps = 8;
+constexpr int kPrepareThreads = 256;
+constexpr int kPrepareLanes = 16;  // of a row at a time, eight elements each
+constexpr int kPrepareRows = 4;    // of a group of lanes, one behind the other: their loads are under way together
 
-// One warp a row of a row tile, eight elements a lane. Rows are numbered (b, q, h): neighbours are neighbours in
-// memory.
+// Rows are numbered (b, q, h): neighbours are neighbours in memory.
 template <typename T>
-__global__ void __launch_bounds__(kPrepareWarps * 32)
-    prepare_backward_kernel(const __grid_constant__ BackwardParams p) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kPrepareWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+__global__ void __launch_bounds__(kPrepareThreads) prepare_backward_kernel(const __grid_constant__ BackwardParams p) {
+  constexpr int kGroups = kPrepareThreads / kPrepareLanes;
+  const int lane = threadIdx.x % kPrepareLanes;
   const int rows = round_up(p.sequences.max_q, p.row_tiles.tile);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups * kPrepareRows + threadIdx.x / kPrepareLanes;
+  float delta[kPrepareRows] = {};
+#pragma unroll
+  for (int i = 0; i < kPrepareRows; ++i) {
+    const int64_t index = first + i * kGroups;
+    const int h = static_cast<int>(index % p.heads_q);
+    const int q = static_cast<int>(index / p.heads_q % rows);
+    const int64_t b = index / p.heads_q / rows;
+    if (b >= p.batch) continue;
+    const Sequence sequence = p.sequences.at(b);
+    if (q >= sequence.len_q) continue;
+    const T* out = p.out.at<const T>(b, h, sequence.q_begin + q);
+    const T* grad = p.grad_out.at<const T>(b, h, sequence.q_begin + q);
+    for (int d = lane * sm80::kChunk; d < p.head_dim; d += kPrepareLanes * sm80::kChunk) {
+      const uint4 x = p.vector_out ? *reinterpret_cast<const uint4*>(out + d) : sm80::load_unaligned_chunk(out + d);
+      const uint4 y = p.vector_out ? *reinterpret_cast<const uint4*>(grad + d) : sm80::load_unaligned_chunk(grad + d);
+      const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const float2 a = Element<T>::unpack(xs[pair]), c = Element<T>::unpack(ys[pair]);
+        delta[i] = fmaf(a.x, c.x, fmaf(a.y, c.y, delta[i]));
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPrepareRows; ++i) {
+#pragma unroll
+    for (int distance = kPrepareLanes / 2; distance > 0; distance /= 2) {
+      delta[i] += __shfl_xor_sync(0xffffffffu, delta[i], distance);
+    }
+  }
+  if (lane >= kPrepareRows) return;
+  // Lane i writes row i.
+  const float own = lane == 0 ? delta[0] : lane == 1 ? delta[1] : lane == 2 ? delta[2] : delta[3];
+  static_assert(kPrepareRows == 4);
+  const int64_t index = first + lane * kGroups;
   const int h = static_cast<int>(index % p.heads_q);
   const int q = static_cast<int>(index / p.heads_q % rows);
   const int64_t b = index / p.heads_q / rows;
@@ -29,31 +65,14 @@ __global__ void __launch_bounds__(kPrepareWarps * 32)
   if (q >= round_up(sequence.len_q, p.row_tiles.tile)) return;
   float2* target = p.stats(p.row_tiles.first(b, sequence.q_begin), h) + q;
   if (q >= sequence.len_q) {
-    if (lane == 0) *target = make_float2(INFINITY, 0.f);
+    *target = make_float2(INFINITY, 0.f);
     return;
   }
-  float delta = 0.f;
-  if (lane * sm80::kChunk < p.head_dim) {
-    const T* out = p.out.at<const T>(b, h, sequence.q_begin + q) + lane * sm80::kChunk;
-    const T* grad = p.grad_out.at<const T>(b, h, sequence.q_begin + q) + lane * sm80::kChunk;
-    const uint4 x = p.vector_out ? *reinterpret_cast<const uint4*>(out) : sm80::load_unaligned_chunk(out);
-    const uint4 y = p.vector_out ? *reinterpret_cast<const uint4*>(grad) : sm80::load_unaligned_chunk(grad);
-    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 a = Element<T>::unpack(xs[i]), c = Element<T>::unpack(ys[i]);
-      delta = fmaf(a.x, c.x, fmaf(a.y, c.y, delta));
-    }
-  }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, distance);
-  if (lane == 0) {
-    const int64_t row = b * p.lse_stride_batch + h * p.lse_stride_head + sequence.q_begin + q;
-    const float lse = p.lse[row];
-    const bool sees_nothing = lse == -INFINITY;
-    if (p.grad_lse != nullptr && !sees_nothing) delta -= p.grad_lse[row];
-    *target = make_float2(sees_nothing ? INFINITY : lse * kLog2e, delta);
-  }
+  const int64_t row = b * p.lse_stride_batch + h * p.lse_stride_head + sequence.q_begin + q;
+  const float lse = p.lse[row];
+  const bool sees_nothing = lse == -INFINITY;
+  const float grad_lse = p.grad_lse != nullptr && !sees_nothing ? p.grad_lse[row] : 0.f;
+  *target = make_float2(sees_nothing ? INFINITY : lse * kLog2e, own - grad_lse);
 }
 
 constexpr int kReduceThreads = 256;
@@ -141,11 +160,11 @@ cudaError_t kernel_image_error() {
 
 cudaError_t launch_prepare_backward(const BackwardParams& p, ElementType type, cudaStream_t stream) {
   const int64_t rows = static_cast<int64_t>(p.batch) * round_up(p.sequences.max_q, p.row_tiles.tile) * p.heads_q;
-  const int64_t blocks = ceil_div<int64_t>(rows, kPrepareWarps);
+  const int64_t blocks = ceil_div<int64_t>(rows, kPrepareThreads / kPrepareLanes * kPrepareRows);
   if (type == ElementType::kFloat16) {
-    return launch(prepare_backward_kernel<half_t>, blocks, kPrepareWarps * 32, 0, stream, p);
+    return launch(prepare_backward_kernel<half_t>, blocks, kPrepareThreads, 0, stream, p);
   }
-  return launch(prepare_backward_kernel<bfloat16_t>, blocks, kPrepareWarps * 32, 0, stream, p);
+  return launch(prepare_backward_kernel<bfloat16_t>, blocks, kPrepareThreads, 0, stream, p);
 }
 
 cudaError_t launch_reduce_bias_gradient(const BackwardParams& p, cudaStream_t stream) {

@@ -1,7 +1,7 @@
 # The only list of what is built: every dtype times every head-dim bucket of FDMA_HEAD_DIMS. One translation unit a
 # direction and architecture family; mask and bias variants are inside it.
 set(FDMA_KERNEL_DTYPES half_t bfloat16_t)
-set(FDMA_KERNEL_DIRECTIONS forward backward)
+set(FDMA_KERNEL_DIRECTIONS forward backward decode)
 
 set(fdma_kernel_declarations "")
 set(fdma_kernel_entries "")
@@ -19,10 +19,11 @@ foreach(FDMA_HEAD_DIM IN LISTS FDMA_HEAD_DIMS)
            "cudaError_t forward_${FDMA_INSTANCE}(const ForwardParams&, cudaStream_t);\n"
            "cudaError_t backward_${FDMA_INSTANCE}(const BackwardParams&, bool, cudaStream_t);\n"
            "cudaError_t finish_backward_${FDMA_INSTANCE}(const BackwardParams&, bool, cudaStream_t);\n"
-           "cudaError_t bias_gradient_${FDMA_INSTANCE}(const BackwardParams&, cudaStream_t);\n")
+           "cudaError_t bias_gradient_${FDMA_INSTANCE}(const BackwardParams&, cudaStream_t);\n"
+           "cudaError_t decode_${FDMA_INSTANCE}(const DecodeParams&, cudaStream_t);\n")
     set(sm90_functions "nullptr, nullptr, nullptr")
     if(FDMA_WITH_SM90)
-      foreach(direction IN LISTS FDMA_KERNEL_DIRECTIONS)
+      foreach(direction IN ITEMS forward backward)
         set(source ${CMAKE_CURRENT_BINARY_DIR}/instances/${direction}_sm90_${FDMA_INSTANCE}.cu)
         configure_file(instances/${direction}_sm90.cu.in ${source} @ONLY)
         list(APPEND fdma_sm90_sources ${source})
@@ -40,7 +41,7 @@ foreach(FDMA_HEAD_DIM IN LISTS FDMA_HEAD_DIMS)
     endif()
     string(APPEND fdma_kernel_entries
            "    {${element}, ${FDMA_HEAD_DIM}, forward_${FDMA_INSTANCE}, backward_${FDMA_INSTANCE},\n"
-           "     finish_backward_${FDMA_INSTANCE}, bias_gradient_${FDMA_INSTANCE},\n     ${sm90_functions}},\n")
+           "     finish_backward_${FDMA_INSTANCE}, bias_gradient_${FDMA_INSTANCE}, decode_${FDMA_INSTANCE},\n     ${sm90_functions}},\n")
   endforeach()
 endforeach()
 configure_file(instances/registry.cpp.in ${CMAKE_CURRENT_BINARY_DIR}/instances/registry.cpp @ONLY)

@@ -22,4 +22,12 @@ FDMA_HOST_DEVICE uint32_t selection_rank(float bias) {
   return ~rising;
 }
 
+// The same order among the floats of 16 bits, in 16 bits. `infinity`: the bits of infinity in their format.
+inline constexpr uint32_t kNeverKept16 = 0xffffu;
+FDMA_HOST_DEVICE uint32_t selection_rank16(uint32_t bits, uint32_t infinity) {
+  const uint32_t magnitude = bits & 0x7fffu;
+  if (magnitude > infinity || bits == (infinity | 0x8000u)) return kNeverKept16;
+  return 0xffffu - ((bits & 0x8000u) != 0 ? 0x8000u - magnitude : 0x8000u + magnitude);  // -0.0 is 0.0
+}
+
 }  // namespace fdma

@@ -3,7 +3,7 @@
 // registers; only dS crosses shared memory, for dQ = dS K.
 //
 // One query tile: S^T = K Q^T | dP^T = V dO^T | P^T | dS^T | dV += P^T dO | dS to shared memory, barrier of both groups |
-// dQ = dS K | dK += dS^T Q | S^T of the next tile | dQ to its scratch while dK and S^T run.
+// dQ = dS K | dK += dS^T Q | dQ to its scratch while dK runs.
 #pragma once
 
 #include "kernels/policy/mask.cuh"
@@ -41,29 +41,25 @@ class BackwardConsumer {
         query_cols_(shared.base + Traits::kQueryOffset),
         grad_out_cols_(shared.base + Traits::kGradOutOffset),
         score_(shared.base + Traits::kScoreOffset, Sum::kSplitRows ? group_ * kGroupRows : 0),
-        score_cols_(shared.base + Traits::kScoreOffset, group_ * kBlockCols),
         key_cols_(shared.base + Traits::kKeyOffset, Sum::kSplitRows ? 0 : group_ * kBlockCols) {}
 
   FDMA_DEVICE void run() {
     float grad_key[1][kNO][4], grad_value[1][kNO][4];
     sm80::clear(grad_key);
     sm80::clear(grad_value);
-    QueryNote note = next_query(query_at_);
+    QueryNote note = next_query();
     if (note.h >= 0) {
+      load_spans();
       shared_.keys().wait(0);
       clear_keys_behind();
-      Scores scores;
-      clear_queries_behind(note.m, Traits::kQueryOffset, query_at_);
-      hold(grad_key);
-      hold(grad_value);
-      begin_products();
-      if (Traits::kAhead) start_scores(scores, query_at_);
-      do {
-        note = step(note, scores, grad_key, grad_value);
-      } while (note.h >= 0);
-      wait_products<0>();
-      hold(scores);
-      hold(grad_key);
+      int head = -1;
+      while (note.h >= 0) {
+        if (note.h != head) begin_head(head, note.h);
+        head = note.h;
+        step(note, grad_key, grad_value);
+        note = next_query();
+      }
+      begin_head(head, -1);
     }
     store(p_.grad_key, grad_key, p_.scale);
     store(p_.grad_value, grad_value, 1.f);
@@ -77,48 +73,36 @@ class BackwardConsumer {
     if (lane_ == 0) ring.empty(at.stage).arrive();
     at.advance();
   }
-  FDMA_DEVICE QueryNote next_query(const RingPosition<kStages>& at) const {
-    shared_.queries().wait_full(at);
-    return shared_.note(at.stage);
+  FDMA_DEVICE QueryNote next_query() const {
+    shared_.queries().wait_full(query_at_);
+    return shared_.note(query_at_.stage);
   }
   FDMA_DEVICE int key0() const { return block_.k() + group_ * kGroupRows + warp_ * 16; }  // the warp's first key
 
-  FDMA_DEVICE static int tile_offset(const RingPosition<kStages>& at) { return at.stage * Traits::QueryTile::kBytes; }
-
-  // S^T = K Q^T.
-  FDMA_DEVICE void start_scores(Scores& scores, const RingPosition<kStages>& at) const {
-    multiply<T, Traits::kHeadDim / 16>(scores, key_, 0, query_rows_, tile_offset(at), false);
-    commit_products();
-  }
-
-  // One query tile. Its S^T may be under way (kAhead), and so is dK of the tile before.
-  FDMA_DEVICE QueryNote step(const QueryNote& note, Scores& scores, float (&grad_key)[1][kNO][4],
-                             float (&grad_value)[1][kNO][4]) {
-    const int query_offset = tile_offset(query_at_), grad_out_offset = tile_offset(grad_out_at_);
-    Scores grad;
+  FDMA_DEVICE void step(const QueryNote& note, float (&grad_key)[1][kNO][4], float (&grad_value)[1][kNO][4]) {
+    constexpr int kTileBytes = Traits::QueryTile::kBytes;
+    const int query_offset = query_at_.stage * kTileBytes, grad_out_offset = grad_out_at_.stage * kTileBytes;
+    Scores weights, grad;
     shared_.grad_outs().wait_full(grad_out_at_);
-    clear_queries_behind(note.m, Traits::kGradOutOffset, grad_out_at_);
-    if (!Traits::kAhead) {
-      begin_products();
-      start_scores(scores, query_at_);
-    }
-    wait_products<0>();
-    hold(scores);
-    hold(grad_key);
-    if (owed_) release(shared_.queries(), owed_at_);  // dK of the tile before has read it
-    if (!Traits::kAhead) finish_weights(scores, note.h, note.m);
+    clear_queries_behind(note.m);
+    hold(weights);
+    hold(grad);
     begin_products();
+    multiply<T, Traits::kHeadDim / 16>(weights, key_, 0, query_rows_, query_offset, false);
+    commit_products();
     multiply<T, Traits::kHeadDim / 16>(grad, value_, 0, grad_out_rows_, grad_out_offset, false);
     commit_products();
-    if (Traits::kAhead) finish_weights(scores, note.h, note.m);
+    wait_products<1>();
+    hold(weights);
+    finish_weights(weights, note.m);
     wait_products<0>();
     hold(grad);
     const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
-    to_transposed_grad_scores(grad, scores, stats);
+    to_transposed_grad_scores(grad, weights, stats);
     add_bias_gradient(grad);
 
     Operand weight_operand, grad_operand;
-    to_operand(weight_operand, scores);
+    to_operand(weight_operand, weights);
     to_operand(grad_operand, grad);
     hold(weight_operand);
     hold(grad_value);
@@ -126,7 +110,7 @@ class BackwardConsumer {
     multiply<T, Traits::kQueries / 16>(grad_value, weight_operand, grad_out_cols_, grad_out_offset);
     commit_products();
 
-    if (lane_ == 0) wait_stores_read<0>();             // what this lane stored a step ago has left shared memory
+    if (lane_ == 0) wait_stores_read<0>();              // what this lane stored a step ago has left shared memory
     if (Traits::kScoreStages == 1) sync_consumers();  // nobody still reads the previous dS
     const int score_offset = score_stage_ * Traits::ScoreTile::kBytes;
     store_transposed(shared_.base + Traits::kScoreOffset + score_offset + group_ * Traits::ScoreTile::kBlockBytes,
@@ -136,51 +120,33 @@ class BackwardConsumer {
     score_stage_ = (score_stage_ + 1) % Traits::kScoreStages;
     store_bias_gradient(note, score_offset);
 
-    if constexpr (Traits::kCrowded) {  // P has to leave its registers first
-      wait_products<0>();
-      hold(grad_value);
-      hold(weight_operand);
-    }
     float grad_query[1][Sum::kN][4];
+    hold(grad_query);
+    hold(grad_operand);
     hold(grad_key);
     begin_products();
     multiply<T, Traits::kKeys / 16>(grad_query, score_, score_offset, key_cols_, 0, false);
     commit_products();
-    multiply<T, Traits::kQueries / 16>(grad_key, score_cols_, score_offset, query_cols_, query_offset, true);
+    multiply<T, Traits::kQueries / 16>(grad_key, grad_operand, query_cols_, query_offset);
     commit_products();
-
-    owed_ = true;
-    owed_at_ = query_at_;
-    query_at_.advance();
-    const QueryNote next = next_query(query_at_);
-    if (next.h >= 0) clear_queries_behind(next.m, Traits::kQueryOffset, query_at_);
-    if constexpr (Traits::kAhead) {
-      // Behind the last tile of what the buffer holds: a branch would make the compiler wait for products before it.
-      begin_products();
-      start_scores(scores, query_at_);
-      wait_products<2>();
-    } else {
-      wait_products<1>();
-    }
+    wait_products<1>();
     hold(grad_query);
     hold(grad_value);
     hold(weight_operand);
     release(shared_.grad_outs(), grad_out_at_);
     add_query_gradient(grad_query, note);
-    if (next.h != note.h) end_head(note.h);
-    return next;
+    wait_products<0>();
+    hold(grad_key);
+    hold(grad_operand);
+    release(shared_.queries(), query_at_);
   }
 
   FDMA_DEVICE static void sync_consumers() { sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers); }
 
   // Turns k.q into P^T.
-  FDMA_DEVICE void finish_weights(Scores& x, int head, int m) {
+  FDMA_DEVICE void finish_weights(Scores& x, int m) {
     if constexpr (Traits::kSlots) {
-      const float* bias = p_.slots.bias;
-      if (!folded_) {
-        bias += p_.slots.bias_row(block_.b, head) * p_.slots.slots + key0() + lane_ / 4;
-        scale_and_shift(x, unit_.scale_log2, __ldg(bias), __ldg(bias + 8));
-      }
+      if (!folded_) scale_and_shift(x, unit_.scale_log2, slot_bias_);
     } else {
       if (!folded_) unit_.to_bits(x);
     }
@@ -200,10 +166,7 @@ class BackwardConsumer {
       apply_transposed_mask(x, shared_.mask(query_at_.stage) + key / 32 * 4, key % 32, lane_);
     }
     if constexpr (Traits::kSlots) {
-      const int2* spans = reinterpret_cast<const int2*>(p_.slots.spans) +
-                          p_.slots.list(block_.b, block_.kv_head) * p_.slots.slots + key0() + lane_ / 4;
-      const int2 first = __ldg(spans), second = __ldg(spans + 8);
-      apply_transposed_spans(x, {first.x, first.y}, {second.x, second.y}, q + p_.slots.shift, lane_);
+      apply_transposed_spans(x, spans_, q + p_.slots.shift, lane_);
     } else {
       const int key = key0();
       if (key + 16 > key_limit(q, block_.sequence.len_q, block_.sequence.len_k, p_.is_causal)) {
@@ -236,17 +199,33 @@ class BackwardConsumer {
       }
     }
   }
-  // Behind the last tile of a head: the sums of its keys.
-  FDMA_DEVICE void end_head(int h) {
+  // Between the heads of a group: the sums of the last one are stored, the biases of the next one are read.
+  FDMA_DEVICE void begin_head(int last, int next) {
     if constexpr (Traits::kSlots) {
-      if (p_.bias_grad != BiasGradMode::kKeys) return;
+      const SlotView& slots = p_.slots;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float sum = quad_sum(key_sums_[half]);
-        key_sums_[half] = 0.f;
-        if (lane_ % 4 != 0) continue;
         const int slot = key0() + 8 * half + lane_ / 4;
-        p_.grad_bias_keys[(static_cast<int64_t>(block_.b) * p_.heads_q + h) * p_.bias_keys + slot] = sum;
+        if (last >= 0 && p_.bias_grad == BiasGradMode::kKeys) {
+          const float sum = quad_sum(key_sums_[half]);
+          if (lane_ % 4 == 0) {
+            p_.grad_bias_keys[(static_cast<int64_t>(block_.b) * p_.heads_q + last) * p_.bias_keys + slot] = sum;
+          }
+        }
+        key_sums_[half] = 0.f;
+        slot_bias_[half] = next >= 0 && slots.bias != nullptr
+                               ? slots.bias[slots.bias_row(block_.b, next) * slots.slots + slot]
+                               : 0.f;
+      }
+    }
+  }
+  FDMA_DEVICE void load_spans() {
+    if constexpr (Traits::kSlots) {
+      const SlotView& slots = p_.slots;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        spans_[half] =
+            slots.spans[slots.list(block_.b, block_.kv_head) * slots.slots + key0() + 8 * half + lane_ / 4];
       }
     }
   }
@@ -306,11 +285,13 @@ class BackwardConsumer {
     publish_shared();
     sync_consumers();
   }
-  FDMA_DEVICE void clear_queries_behind(int m, int offset, const RingPosition<kStages>& at) const {
+  FDMA_DEVICE void clear_queries_behind(int m) const {
     if (!p_.sequences.varies()) return;
     const int valid = block_.sequence.len_q - m * Traits::kQueries;
     if (valid >= Traits::kQueries) return;
-    clear_tile<typename Traits::QueryTile>(shared_.base + offset + tile_offset(at), valid);
+    using Tile = typename Traits::QueryTile;
+    clear_tile<Tile>(shared_.base + Traits::kQueryOffset + query_at_.stage * Tile::kBytes, valid);
+    clear_tile<Tile>(shared_.base + Traits::kGradOutOffset + grad_out_at_.stage * Tile::kBytes, valid);
     publish_shared();
     sync_consumers();
   }
@@ -340,14 +321,12 @@ class BackwardConsumer {
   const RowOperand<typename Traits::QueryTile> query_rows_, grad_out_rows_;
   const ColumnOperand<typename Traits::QueryTile> query_cols_, grad_out_cols_;
   const RowOperand<typename Traits::ScoreTile> score_;
-  const ColumnOperand<typename Traits::ScoreTile> score_cols_;  // dS^T of the group's keys
   const ColumnOperand<typename Traits::KeyTile> key_cols_;
   RingPosition<kStages> query_at_, grad_out_at_;
-  RingPosition<kStages> owed_at_;  // the buffer of Q that dK may still be reading
-  bool owed_ = false;
   RingPosition<1> bias_at_;
   int score_stage_ = 0;
-  float key_sums_[2] = {0.f, 0.f};
+  Span spans_[2];
+  float slot_bias_[2], key_sums_[2];
 };
 
 }  // namespace fdma::sm90

@@ -34,9 +34,6 @@ struct BackwardTraits {
   static constexpr int kMaskWords = kKeys / 32;
   // Clearing what the walk leaves out of a bias gradient takes registers, too.
   static constexpr int kProducerRegisters = kBiased ? 40 : 24, kConsumerRegisters = kBiased ? 232 : 240;
-  // What registers allow: dV beside the three products that follow it; S of the next tile, and dP under the work on S.
-  static constexpr bool kCrowded = kBiased || kQueries == 128;
-  static constexpr bool kAhead = !(kBiased && kQueries == 128);
   using Sum = sm90::QuerySum<kHeadDim>;
 
   using QueryTile = BlockedTile<kQueries, kHeadDim>;

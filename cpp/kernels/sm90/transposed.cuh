@@ -46,13 +46,13 @@ FDMA_DEVICE void add_transposed_bias(float (&x)[1][kN][4], uint32_t block, int w
   }
 }
 
-// x = x * factor + the shift of its key, the thread's first or second.
+// x = x * factor + the shift of its key.
 template <int kN>
-FDMA_DEVICE void scale_and_shift(float (&x)[1][kN][4], float factor, float first, float second) {
+FDMA_DEVICE void scale_and_shift(float (&x)[1][kN][4], float factor, const float (&shift)[2]) {
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) x[0][j][e] = fmaf(x[0][j][e], factor, e < 2 ? first : second);
+    for (int e = 0; e < 4; ++e) x[0][j][e] = fmaf(x[0][j][e], factor, shift[e / 2]);
   }
 }
 
@@ -73,20 +73,17 @@ FDMA_DEVICE void apply_transposed_mask(float (&x)[1][kN][4], uint32_t words, int
   }
 }
 
-// Hides the scores at positions outside the span of their key, the thread's first or second. `position`: of the first
-// query.
+// Hides the scores at positions outside the span of their key. `first`: position of the first query.
 template <int kN>
-FDMA_DEVICE void apply_transposed_spans(float (&x)[1][kN][4], const Span& first, const Span& second, int position,
-                                        int lane) {
-  const bool all = max_of(first.begin, second.begin) <= position && min_of(first.end, second.end) >= position + kN * 8;
+FDMA_DEVICE void apply_transposed_spans(float (&x)[1][kN][4], const Span (&spans)[2], int first, int lane) {
+  const bool all = max_of(spans[0].begin, spans[1].begin) <= first && min_of(spans[0].end, spans[1].end) >= first + kN * 8;
   if (__all_sync(0xffffffffu, all)) return;
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int own = position + 8 * j + 2 * (lane % 4) + e % 2;
-      const Span& span = e < 2 ? first : second;
-      if (own < span.begin || own >= span.end) x[0][j][e] = -INFINITY;
+      const int position = first + 8 * j + 2 * (lane % 4) + e % 2;
+      if (position < spans[e / 2].begin || position >= spans[e / 2].end) x[0][j][e] = -INFINITY;
     }
   }
 }

@@ -84,9 +84,25 @@ PIN_OFFSET(fdma_pack_mask_params, len_k, 112);
 PIN_OFFSET(fdma_pack_mask_params, num_threads, 120);
 PIN_OFFSET(fdma_pack_mask_params, reserved1, 124);
 PIN_OFFSET(fdma_pack_mask_params, packed_mask, 128);
+PIN_SIZE(fdma_decode_params, 816);
+PIN_OFFSET(fdma_decode_params, device, 8);
+PIN_OFFSET(fdma_decode_params, query, 16);
+PIN_OFFSET(fdma_decode_params, key, 112);
+PIN_OFFSET(fdma_decode_params, value, 208);
+PIN_OFFSET(fdma_decode_params, bias, 304);
+PIN_OFFSET(fdma_decode_params, scale, 408);
+PIN_OFFSET(fdma_decode_params, softcap, 412);
+PIN_OFFSET(fdma_decode_params, is_causal, 416);
+PIN_OFFSET(fdma_decode_params, num_threads, 420);
+PIN_OFFSET(fdma_decode_params, keep_window_size, 424);
+PIN_OFFSET(fdma_decode_params, seqlens_k, 432);
+PIN_OFFSET(fdma_decode_params, block_table, 528);
+PIN_OFFSET(fdma_decode_params, out, 624);
+PIN_OFFSET(fdma_decode_params, lse, 720);
 
 PIN_VALUE(FDMA_MAX_RANK, 5);
 PIN_VALUE(FDMA_WORKSPACE_ALIGNMENT, 256);
+PIN_VALUE(FDMA_DECODE_MAX_QUERIES, 16);
 
 PIN_VALUE(FDMA_DTYPE_NONE, 0);
 PIN_VALUE(FDMA_FLOAT16, 1);
@@ -148,5 +164,11 @@ int main(void) {
   fdma_pack_mask_params_init(&pack);
   if (pack.struct_size != sizeof pack || pack.len_k != 0) return 9;
   if (pack.device.type != FDMA_DEVICE_CPU || pack.packed_mask.rank != 0) return 10;
+
+  fdma_decode_params decode;
+  memset(&decode, 0xff, sizeof decode);
+  fdma_decode_params_init(&decode);
+  if (decode.struct_size != sizeof decode || decode.scale != FDMA_SCALE_DEFAULT) return 11;
+  if (decode.device.type != FDMA_DEVICE_CPU || decode.keep_window_size != 0 || decode.lse.rank != 0) return 12;
   return 0;
 }

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -132,6 +132,63 @@ def reference_varlen_attention(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """:func:`reference_attention` by :func:`attend_each_sequence`."""
     return attend_each_sequence(partial(reference_attention, dtype=dtype), dtype, dtype, *tensors, **arguments)
+
+
+def kept_keys(bias: torch.Tensor, keep: int, limits: Sequence[int]) -> torch.Tensor:
+    """Which keys of a row of biases ``(..., Lk)`` each query keeps of those before its limit: ``(..., Lq, Lk)``, bool.
+
+    The definition: largest first, of equals the newest, never -inf or NaN.
+    """
+    rows = []
+    for limit in limits:
+        candidates = bias.double().masked_fill(bias.isnan(), -math.inf)
+        candidates[..., max(limit, 0) :] = -math.inf
+        newest_first = candidates.flip(-1)
+        order = newest_first.argsort(dim=-1, descending=True, stable=True)[..., :keep]
+        kept = torch.zeros_like(bias, dtype=torch.bool).scatter(-1, bias.shape[-1] - 1 - order, True)
+        rows.append(kept & (candidates != -math.inf))
+    return torch.stack(rows, dim=-2)
+
+
+def reference_decode(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    attn_bias: Optional[torch.Tensor] = None,
+    cache_seqlens: Optional[torch.Tensor] = None,
+    block_table: Optional[torch.Tensor] = None,
+    keep_window_size: Optional[int] = None,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """:func:`reference_attention` for :func:`flash_dmattn.flash_dmattn_with_kvcache`, one batch entry after another."""
+    batch, len_q = query.shape[:2]
+    results = []
+    for b in range(batch):
+        of_batch = (
+            (key_cache[b], value_cache[b])
+            if block_table is None
+            else (
+                cache[block_table[b].long().clamp(0, cache.shape[0] - 1)].flatten(0, 1)
+                for cache in (key_cache, value_cache)
+            )
+        )
+        key, value = of_batch
+        used = key.shape[0] if cache_seqlens is None else int(cache_seqlens[b])
+        bias = mask = None
+        if attn_bias is not None:
+            bias = attn_bias[b if attn_bias.shape[0] > 1 else 0].flatten(1)[..., :used]  # (heads, used)
+            if keep_window_size is not None:
+                limits = [used - len_q + q + 1 if is_causal else used for q in range(len_q)]
+                mask = kept_keys(bias, keep_window_size, limits)[None]
+                bias = bias.masked_fill(bias.isnan(), 0.0)  # a key that nobody keeps
+            bias = bias[None, :, None]
+        part = (query[b][None], key[None, :used], value[None, :used])
+        results.append(reference_attention(*part, mask, bias, is_causal=is_causal, **options))
+    if not results:
+        return query.double(), query.new_zeros((0, query.shape[2], len_q), dtype=torch.float64)
+    out, lse = zip(*results)
+    return torch.cat(out), torch.cat(lse)
 
 
 def _scores_of(tensor: Optional[AttentionMask], b: int, len_q: int, len_k: int) -> Optional[torch.Tensor]:
