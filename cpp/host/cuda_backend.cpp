@@ -231,7 +231,7 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   std::optional<SlotCall> slots;
   if (problem.runs_on_slots()) {
     slots.emplace(problem, params, workspace);
-    slots->take_gradients(problem, params, workspace);
+    slots->take_gradients(problem, params, workspace, backward_tile(kernels.head_dim, roomy));
   }
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
   const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
