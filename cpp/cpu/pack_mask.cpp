@@ -68,9 +68,9 @@ void expand_lists(const AttentionProblem& problem, uint32_t* packed) {
                     [&](int, int64_t b, int64_t h, int64_t q, uint32_t* words) {
                       std::fill_n(words, layout.row_words(), 0u);
                       const SequenceExtents sequence = problem.extents(b);
-                      const int32_t* list =
-                          lists.data + (lists.batch == 1 ? 0 : b) * lists.stride_batch + h * lists.stride_head;
-                      if (q < sequence.len_q) expand_row(problem, sequence, list, q, words);
+                      if (q < sequence.len_q) {
+                        expand_row(problem, sequence, lists.row(lists.list(b, h)), q, words);
+                      }
                     });
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/parallel.hpp"
 #include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
 #include "host/dtype.hpp"
@@ -13,9 +14,15 @@ namespace {
 
 bool is_interval(const AttentionProblem& problem) { return problem.mask.kind == FDMA_MASK_INTERVAL; }
 
-const int32_t* list_data(const AttentionProblem& problem, int64_t list) {
-  const KeyListProblem& lists = problem.mask.lists;
-  return lists.data + list / lists.heads * lists.stride_batch + list % lists.heads * lists.stride_head;
+// (b, h, row) -> the row of a key-like tensor.
+auto row_at(const AttentionProblem& problem, const View4& view) {
+  return [&](int64_t b, int64_t h, int64_t row) { return tensor_rows(problem, view, b, row, h, 1).data; };
+}
+
+// Threads for `items` lists or heads, each of which moves `bytes`.
+int move_threads(const AttentionProblem& problem, int64_t items, int64_t bytes) {
+  const double flops = static_cast<double>(items) * static_cast<double>(bytes);  // a byte costs as much as one
+  return thread_count(problem.num_threads, items, flops);
 }
 
 }  // namespace
@@ -23,7 +30,7 @@ const int32_t* list_data(const AttentionProblem& problem, int64_t list) {
 SlotCall::SlotCall(const AttentionProblem& problem, Workspace& workspace) {
   const KeyListProblem& lists = problem.mask.lists;
   slots_ = round_up<int64_t>(lists.width, kSlotPadding);
-  lists_ = lists.batch * lists.heads;
+  lists_ = lists.lists();
   keys_ = workspace.take<int32_t>(lists_ * slots_);
   spans_ = workspace.take<Span>(lists_ * slots_);
   groups_ = workspace.take<SpanSummary>(lists_ * (slots_ / kSlotGroup));
@@ -94,7 +101,9 @@ BackwardProblem SlotCall::on_slots(const BackwardProblem& problem) const {
 }
 
 void SlotCall::gather(const AttentionProblem& problem) const {
-  for (int64_t list = 0; list < lists_; ++list) fill_list(problem, list);
+  constexpr int64_t kBytesAKey = 256;  // sorting one is as much as moving these
+  parallel_for(move_threads(problem, lists_, problem.len_k * kBytesAKey), lists_,
+               [&](int, int64_t list) { fill_list(problem, list); });
   gather_rows(problem, problem.key, key_);
   gather_rows(problem, problem.value, value_);
   if (bias_ != nullptr) gather_bias(problem);
@@ -102,7 +111,7 @@ void SlotCall::gather(const AttentionProblem& problem) const {
 
 // As the kernels of select/slots.cu.
 void SlotCall::fill_list(const AttentionProblem& problem, int64_t list) const {
-  const int32_t* data = list_data(problem, list);
+  const int32_t* data = problem.mask.lists.row(list);
   const auto len_k = static_cast<int32_t>(problem.len_k);
   int32_t* keys = keys_ + list * slots_;
   Span* spans = spans_ + list * slots_;
@@ -116,17 +125,16 @@ void SlotCall::fill_list(const AttentionProblem& problem, int64_t list) const {
     slot_of_key[key] = static_cast<int32_t>(slot);
   };
   if (is_interval(problem)) {
-    const SlotOrder order(len_k);
-    std::vector<std::pair<uint32_t, int32_t>> places;
+    const auto end_of = [&](int32_t k) { return min_of(data[k], len_k); };
+    int64_t seen = 0;
     for (int32_t k = 0; k < len_k; ++k) {
-      const int32_t end = min_of(data[k], len_k);
-      if (end > k) places.emplace_back(order.place(static_cast<int>(places.size()), end), k);
+      if (end_of(k) > k) keys[seen++] = k;
     }
-    std::sort(places.begin(), places.end());
-    for (size_t slot = 0; slot < places.size(); ++slot) {
-      const int32_t key = places[slot].second;
-      take(static_cast<int64_t>(slot), key, {key, min_of(data[key], len_k)});
+    for (int64_t first = 0, epoch = slot_epoch(len_k); first < seen; first += epoch) {
+      std::stable_sort(keys + first, keys + min_of(seen, first + epoch),
+                       [&](int32_t a, int32_t b) { return end_of(a) < end_of(b); });
     }
+    for (int64_t slot = 0; slot < seen; ++slot) take(slot, keys[slot], {keys[slot], end_of(keys[slot])});
   } else {
     for (int64_t column = 0; column < problem.mask.lists.width; ++column) {
       const int32_t key = data[column];
@@ -144,40 +152,32 @@ void SlotCall::fill_list(const AttentionProblem& problem, int64_t list) const {
   }
 }
 
-void SlotCall::gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const {
-  const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    for (int64_t h = 0; h < problem.heads_kv; ++h) {
-      const int32_t* keys = keys_ + list_of(b, h) * slots_;
-      char* head = slotted + (b * problem.heads_kv + h) * slots_ * row_bytes;
-      for (int64_t slot = 0; slot < slots_; ++slot) {
-        char* target = head + slot * row_bytes;
-        if (keys[slot] < 0) {
-          std::memset(target, 0, static_cast<size_t>(row_bytes));
-        } else {
-          std::memcpy(target, tensor_rows(problem, natural, b, keys[slot], h, 1).data, static_cast<size_t>(row_bytes));
-        }
+template <typename Target, typename Source>
+void SlotCall::copy_rows(const AttentionProblem& problem, int64_t rows, const int32_t* source_of, const Target& target,
+                         const Source& source) const {
+  const auto row_bytes = static_cast<size_t>(problem.head_dim * dtype_size(problem.dtype));
+  const int64_t heads = problem.batch * problem.heads_kv;
+  parallel_for(move_threads(problem, heads, rows * static_cast<int64_t>(row_bytes)), heads, [&](int, int64_t head) {
+    const int64_t b = head / problem.heads_kv, h = head % problem.heads_kv;
+    const int32_t* sources = source_of + list_of(b, h) * rows;
+    for (int64_t row = 0; row < rows; ++row) {
+      if (sources[row] < 0) {
+        std::memset(target(b, h, row), 0, row_bytes);
+      } else {
+        std::memcpy(target(b, h, row), source(b, h, sources[row]), row_bytes);
       }
     }
-  }
+  });
 }
 
-void SlotCall::scatter_rows(const BackwardProblem& problem, const View4& natural, const char* slotted) const {
-  const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    for (int64_t h = 0; h < problem.heads_kv; ++h) {
-      const int32_t* slot_of_key = slot_of_key_ + list_of(b, h) * problem.len_k;
-      const char* head = slotted + (b * problem.heads_kv + h) * slots_ * row_bytes;
-      for (int64_t k = 0; k < problem.len_k; ++k) {
-        void* target = tensor_rows(problem, natural, b, k, h, 1).data;
-        if (slot_of_key[k] < 0) {
-          std::memset(target, 0, static_cast<size_t>(row_bytes));
-        } else {
-          std::memcpy(target, head + slot_of_key[k] * row_bytes, static_cast<size_t>(row_bytes));
-        }
-      }
-    }
-  }
+void SlotCall::gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const {
+  const View4 slots = rows_view(problem, slotted);
+  copy_rows(problem, slots_, keys_, row_at(problem, slots), row_at(problem, natural));
+}
+
+void SlotCall::scatter_rows(const BackwardProblem& problem, const View4& natural, char* slotted) const {
+  const View4 slots = rows_view(problem, slotted);
+  copy_rows(problem, problem.len_k, slot_of_key_, row_at(problem, natural), row_at(problem, slots));
 }
 
 void SlotCall::gather_bias(const AttentionProblem& problem) const {

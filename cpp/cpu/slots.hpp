@@ -6,7 +6,7 @@
 
 namespace fdma::cpu {
 
-// The constructor carves scratch. `problem_on_slots` copies the keys, values and biases that are seen and describes the
+// The constructor carves scratch. `gather` copies the keys, values and biases that are seen, `on_slots` describes the
 // call on them; after a backward call on it `scatter` brings the gradients back.
 class SlotCall {
  public:
@@ -23,8 +23,12 @@ class SlotCall {
  private:
   void describe(AttentionProblem& problem) const;
   void fill_list(const AttentionProblem& problem, int64_t list) const;
+  // Rows of keys in one order from those in the other. `source_of`, [list][rows]: the row to copy, -1 for zeros.
+  template <typename Target, typename Source>
+  void copy_rows(const AttentionProblem& problem, int64_t rows, const int32_t* source_of, const Target& target,
+                 const Source& source) const;
   void gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const;
-  void scatter_rows(const BackwardProblem& problem, const View4& natural, const char* slotted) const;
+  void scatter_rows(const BackwardProblem& problem, const View4& natural, char* slotted) const;
   void gather_bias(const AttentionProblem& problem) const;
   void scatter_bias(const BackwardProblem& problem) const;
   View4 rows_view(const AttentionProblem& problem, char* data) const;

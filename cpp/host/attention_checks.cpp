@@ -298,12 +298,15 @@ void AttentionChecker::check_key_lists() {
               is_interval ? " for FDMA_MASK_INTERVAL" : " for FDMA_MASK_COLUMNS");
   check_strides(reasons_, "mask.tensor", tensor, Access::kRead);
   check_data(reasons_, "mask.tensor", tensor, with_data_, dtype_size(FDMA_INT32));
-  mask.lists = {static_cast<const int32_t*>(address_of(tensor)),
-                tensor.stride[0],
-                tensor.stride[1],
-                tensor.shape[0],
-                tensor.shape[1],
+  mask.lists = {{static_cast<const int32_t*>(address_of(tensor)), tensor.stride[0], tensor.stride[1], tensor.shape[0],
+                 tensor.shape[1]},
                 tensor.shape[2]};
+  constexpr int64_t kKeys = int64_t{1} << 31;  // lists hold INT32, and so do the tables of their slots
+  if (problem_.len_k >= kKeys || tensor.shape[2] > kKeys - kSlotPadding) {
+    reasons_.add(FDMA_UNSUPPORTED,
+                 concat("mask.tensor.shape is ", shape_text(tensor), " with Lk = ", problem_.len_k,
+                        "; accepted for masks that list keys: Lk < 2^31 and lists of at most 2^31 - ", kSlotPadding));
+  }
   // Where a list meets sequences of several lengths, each has rows of its own.
   mask.layout = {problem_.sequences ? problem_.batch : tensor.shape[0], tensor.shape[1], problem_.len_q,
                  problem_.len_k};

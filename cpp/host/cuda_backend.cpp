@@ -240,7 +240,7 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   std::optional<SlotCall> slots;
   if (problem.runs_on_slots()) {
     slots.emplace(problem, params, workspace);
-    slots->take_gradients(problem, params, workspace);
+    slots->take_gradients(problem, params, workspace, backward_tile(kernels.head_dim, roomy));
   }
   const bool hopper = hopper_serves_backward(params, kernels, device);
   const int queries = hopper ? sm90::backward_tile(kernels.head_dim).queries

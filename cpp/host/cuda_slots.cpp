@@ -9,11 +9,9 @@ namespace {
 KeyListView list_view(const AttentionProblem& problem) {
   const KeyListProblem& lists = problem.mask.lists;
   KeyListView view;
-  view.data = lists.data;
-  view.stride_batch = lists.stride_batch;
-  view.stride_head = lists.stride_head;
-  view.batch = narrow(lists.batch, "the batch size of the mask");
-  view.heads = narrow(lists.heads, "the number of mask heads");
+  static_cast<KeyLists&>(view) = lists;
+  narrow(lists.batch, "the batch size of the mask");
+  narrow(lists.heads, "the number of mask heads");
   view.keys = narrow(problem.len_k, "the number of keys");
   view.width = narrow(lists.width, "the number of columns");
   view.is_interval = problem.mask.kind == FDMA_MASK_INTERVAL;
@@ -51,11 +49,11 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   tables_.spans = workspace.take<Span>(lists * slots);
   tables_.groups = workspace.take<SpanSummary>(lists * (slots / kSlotGroup));
   tables_.slot_of_key = workspace.take<int32_t>(lists * lists_.keys);
+  tables_.used = workspace.take<int32_t>(lists);
   if (lists_.is_interval) {
-    for (uint32_t*& places : scratch_.places) places = workspace.take<uint32_t>(lists * lists_.keys);
-    for (int32_t*& keys : scratch_.keys) keys = workspace.take<int32_t>(lists * lists_.keys);
-    check(slot_sort_bytes(lists_, scratch_.sort_bytes), "the scratch of sorting slots");
-    scratch_.sort = workspace.take<char>(static_cast<int64_t>(scratch_.sort_bytes));
+    scratch_.seen = workspace.take<int32_t>(lists * lists_.keys);
+    scratch_.order = workspace.take<int32_t>(lists * lists_.keys);
+    scratch_.sums = workspace.take<int32_t>(slot_sums(lists_));
   }
   params.key = take_rows(problem, slots, workspace);
   params.value = take_rows(problem, slots, workspace);
@@ -66,10 +64,11 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   SlotView& view = params.slots;
   view.spans = tables_.spans;
   view.groups = tables_.groups;
+  view.used = slots == 0 ? nullptr : tables_.used;  // nothing is written without slots
   view.slots = slots;
   view.shift = lists_.keys - params.sequences.max_q;
   view.list_stride_head = lists_.heads == 1 ? 0 : 1;
-  view.list_stride_batch = lists_.batch == 1 ? 0 : lists_.heads;
+  view.list_stride_batch = lists_.batch == 1 ? 0 : static_cast<int32_t>(lists_.heads);
   if (problem.bias.kind == FDMA_BIAS_NONE) return;
 
   // A row of slot biases for every (batch, head) of the bias, and for every list that meets it.
@@ -89,7 +88,8 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   view.bias_stride_batch = bias_params_.batch == 1 ? 0 : bias_params_.heads;
 }
 
-void SlotCall::take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace) {
+void SlotCall::take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace,
+                              const BackwardTile& tile) {
   if (problem.grad_key) params.grad_key = take_rows(problem, tables_.slots, workspace);
   if (problem.grad_value) params.grad_value = take_rows(problem, tables_.slots, workspace);
   params.vector_grads = vector_rows(problem.grad_query);
@@ -99,6 +99,18 @@ void SlotCall::take_gradients(const BackwardProblem& problem, BackwardParams& pa
     params.bias_keys = tables_.slots;
   }
   params.bias.type = bias_.type;  // of the gradient
+
+  // Sums in a fixed order need blocks in one, too. A grid takes 65535 batches, and more are several grids.
+  constexpr int32_t kMaxGrid = 65535;
+  block_order_.slots = params.slots;
+  block_order_.batch = params.batch;
+  block_order_.heads_kv = params.heads_kv;
+  block_order_.len_q = params.sequences.max_q;
+  block_order_.tile_slots = tile.keys;
+  block_order_.tile_queries = tile.queries;
+  if (problem.deterministic || params.batch > kMaxGrid || block_order_.blocks() > INT32_MAX) return;
+  block_order_.order = workspace.take<int32_t>(block_order_.blocks());
+  params.block_order = block_order_.order;
 }
 
 SlotRowsParams SlotCall::rows_params(const AttentionParams& params, const TensorView& natural, bool vector,
@@ -125,6 +137,7 @@ void SlotCall::gather(const AttentionParams& params, cudaStream_t stream) const 
   check(launch_gather_rows(rows_params(params, key_, vector_, params.key), stream), "gathering keys");
   check(launch_gather_rows(rows_params(params, value_, vector_, params.value), stream), "gathering values");
   if (bias_params_.target != nullptr) check(launch_gather_bias(bias_params_, stream), "gathering biases");
+  if (block_order_.order != nullptr) check(launch_order_blocks(block_order_, stream), "ordering blocks");
 }
 
 void SlotCall::reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream) const {
@@ -155,6 +168,7 @@ void bind_expanded_lists(AttentionParams& params, const AttentionProblem& proble
     tables.spans = workspace.take<Span>(lists * tables.slots);
     tables.groups = workspace.take<SpanSummary>(lists * (tables.slots / kSlotGroup));
     tables.slot_of_key = workspace.take<int32_t>(lists * expand.mask.keys);
+    tables.used = workspace.take<int32_t>(lists);
   }
   char* packed = workspace.take<char>(layout.bytes());
   params.mask = packed_mask_view(layout, packed, problem.heads_q);

@@ -3,6 +3,7 @@
 
 #include "host/problem.hpp"
 #include "host/workspace.hpp"
+#include "kernels/core/tile_config.hpp"
 #include "kernels/launchers.hpp"
 
 namespace fdma::cuda {
@@ -14,8 +15,10 @@ inline bool is_key_lists(fdma_mask_kind kind) { return kind == FDMA_MASK_COLUMNS
 class SlotCall {
  public:
   SlotCall(const AttentionProblem& problem, AttentionParams& params, Workspace& workspace);
-  // Backward: gradients of keys and values, and the sums of bias gradients, are those of the slots.
-  void take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace);
+  // Backward: gradients of keys and values, and the sums of bias gradients, are those of the slots. `tile`: of the main
+  // kernel.
+  void take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace,
+                      const BackwardTile& tile);
 
   void gather(const AttentionParams& params, cudaStream_t stream) const;
   void reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream) const;
@@ -32,6 +35,7 @@ class SlotCall {
   bool vector_ = false;     // their rows start at multiples of 16 bytes
   BiasView bias_;
   SlotBiasParams bias_params_;
+  BlockOrderParams block_order_;
   int32_t len_k_ = 0;
 };
 

@@ -22,11 +22,8 @@ struct View4 {
 };
 
 // A mask as lists of keys, one for each (batch, head) of the mask: kinds COLUMNS and INTERVAL.
-struct KeyListProblem {
-  const int32_t* data = nullptr;
-  int64_t stride_batch = 0, stride_head = 0;  // elements
-  int64_t batch = 1, heads = 1;               // 1 = broadcast
-  int64_t width = 0;                          // entries of a list
+struct KeyListProblem : KeyLists {
+  int64_t width = 0;  // entries of a list
 };
 
 struct MaskProblem {

@@ -23,12 +23,14 @@ cudaError_t launch_select(const SelectParams& params, const SelectScratch& scrat
 cudaError_t launch_select_rows(const SelectRowsParams& params, cudaStream_t stream);
 
 // Slots of a mask, and the tensors of a call in their order and back. See policy/slots.hpp.
-cudaError_t slot_sort_bytes(const KeyListView& mask, size_t& bytes);
+int64_t slot_sums(const KeyListView& mask);  // entries of SlotScratch::sums
 cudaError_t launch_fill_slots(const KeyListView& mask, const SlotTables& tables, const SlotScratch& scratch,
                               cudaStream_t stream);
 cudaError_t launch_gather_rows(const SlotRowsParams& params, cudaStream_t stream);
 cudaError_t launch_scatter_rows(const SlotRowsParams& params, cudaStream_t stream);
 cudaError_t launch_gather_bias(const SlotBiasParams& params, cudaStream_t stream);
+// At most 2^31 - 1 blocks.
+cudaError_t launch_order_blocks(const BlockOrderParams& params, cudaStream_t stream);
 // Mode kKeys, with slots. `len_k`: keys of the bias.
 cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const int32_t* slot_of_key, int32_t len_k,
                                              cudaStream_t stream);

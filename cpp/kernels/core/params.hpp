@@ -121,6 +121,7 @@ struct BackwardParams : AttentionParams {
   int64_t stats_stride_head = 0;    // rows of all tiles
   float* grad_query_sum = nullptr;  // scratch, fp32 sums of dQ in accumulator order; see sm80/bwd_query_sum.cuh
   int32_t* tile_order = nullptr;  // scratch, a counter a query tile and head: key tiles added, deterministic mode only
+  int32_t* block_order = nullptr;  // scratch, see BlockOrderParams; null: blocks run as they are numbered
 
   FDMA_HOST_DEVICE float2* stats(int64_t first_tile, int64_t h) const {
     return row_stats + h * stats_stride_head + first_tile * row_tiles.tile;

@@ -32,10 +32,8 @@ struct SequenceView {
 
   FDMA_HOST_DEVICE bool varies() const { return cu_q != nullptr; }
 
-  FDMA_HOST_DEVICE RowSpan queries(int64_t b) const { return span(cu_q, b, max_q, rows_q, packed); }
-  FDMA_HOST_DEVICE RowSpan keys(int64_t b) const { return span(cu_k, b, max_k, rows_k, packed && !paged); }
   FDMA_HOST_DEVICE Sequence at(int64_t b) const {
-    const RowSpan q = queries(b), k = keys(b);
+    const RowSpan q = span(cu_q, b, max_q, rows_q, packed), k = span(cu_k, b, max_k, rows_k, packed && !paged);
     return {q.len, k.len, q.begin, k.begin};
   }
 

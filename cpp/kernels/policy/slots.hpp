@@ -5,10 +5,10 @@
 // and values are copied into that order, keys that no query sees are left out, and each slot has the positions [begin,
 // end) that see it. Slots whose spans are alike are neighbours, so that whole tiles of slots are passed over.
 //
-// Order of an interval mask: by epochs of kSlotEpoch keys that are seen, in an epoch by the end of the span. A tile of
-// 128 slots then covers 1.3 to 1.5 times the spans of its keys for w = 2048, one of 64 slots 1.22 to 1.33 times,
-// whatever N is; in the natural order it would be 2 to 3.5 times and grow with N (simulated, biases with and without
-// drift).
+// Order of an interval mask: by epochs of slot_epoch() keys that are seen, in an epoch by the end of the span, among
+// equal ends by the key. A tile of 128 slots then covers 1.3 to 1.4 times the spans of its keys for w = 2048, one of 64
+// slots 1.2 to 1.26 times, from 16K to 128K keys; in the natural order it would be 2 to 3.5 times and grow with N
+// (simulated, biases without drift).
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,22 @@ namespace fdma {
 
 inline constexpr int kSlotGroup = 32;     // slots that share a summary of their spans
 inline constexpr int kSlotPadding = 128;  // lists of slots have a multiple of it: the widest key tile
-inline constexpr int kSlotEpoch = 1024;   // keys that are seen
+
+// Where the lists of a mask lie: INT32, one for each (batch, head) of the mask.
+struct KeyLists {
+  const int32_t* data = nullptr;
+  int64_t stride_batch = 0, stride_head = 0;  // elements
+  int64_t batch = 1, heads = 1;               // of the mask: 1 = broadcast
+
+  FDMA_HOST_DEVICE int64_t lists() const { return batch * heads; }
+  // `head`: of the mask.
+  FDMA_HOST_DEVICE int64_t list(int64_t b, int64_t head) const {
+    return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : head);
+  }
+  FDMA_HOST_DEVICE const int32_t* row(int64_t list) const {
+    return data + list / heads * stride_batch + list % heads * stride_head;
+  }
+};
 
 // Positions that see a key. The position of query q is q + Lk - Lq.
 struct Span {
@@ -27,23 +42,10 @@ struct Span {
 };
 inline constexpr Span kNoSpan{INT32_MAX, INT32_MIN};
 
-// Epoch and end of a span as one number. Where the two need more than 32 bits, epochs grow.
-struct SlotOrder {
-  int bits = 1;  // of a number, or of the mark of hidden keys, which has all of them
-  int end_bits = 1, epoch_shift = 0;
-
-  FDMA_HOST_DEVICE explicit SlotOrder(int32_t keys) {
-    while (end_bits < 31 && (1 << end_bits) <= keys) ++end_bits;
-    while ((1 << epoch_shift) < kSlotEpoch || (keys >> epoch_shift) >= (1 << (31 - end_bits))) ++epoch_shift;
-    bits = end_bits;
-    while (((keys >> epoch_shift) >> (bits - end_bits)) != 0) ++bits;
-    ++bits;  // no number has all bits set
-  }
-  // `rank`: seen keys before this one.
-  FDMA_HOST_DEVICE uint32_t place(int rank, int end) const {
-    return static_cast<uint32_t>(rank >> epoch_shift) << end_bits | static_cast<uint32_t>(end);
-  }
-};
+// Keys that are seen in an epoch. Short epochs spread the begins of a tile's spans less, long ones their ends; the ends
+// of a long list lie further apart.
+FDMA_HOST_DEVICE int slot_epoch(int64_t keys) { return keys <= 32768 ? 1024 : 1536; }
+inline constexpr int kLongestSlotEpoch = 1536;
 
 // Of several spans.
 struct SpanSummary {
@@ -61,10 +63,24 @@ struct SpanSummary {
   FDMA_HOST_DEVICE bool all(int first, int last) const { return last_begin <= first && first_end > last; }
 };
 
+// Tiles of `tile` query rows, [first, end), in which some row may see one of the spans.
+struct QueryTiles {
+  int first, end;
+};
+FDMA_HOST_DEVICE QueryTiles query_tiles(const SpanSummary& spans, int shift, int len_q, int tile) {
+  // Begin and end may be the ends of 32 bits.
+  const auto row = [&](int32_t position) {
+    return static_cast<int>(min_of<int64_t>(len_q, max_of<int64_t>(0, static_cast<int64_t>(position) - shift)));
+  };
+  const int begin = row(spans.first_begin), end = row(spans.last_end);
+  return {begin / tile, begin < end ? ceil_div(end, tile) : begin / tile};
+}
+
 // The slots of a call: one list for each (batch, head) of the mask.
 struct SlotView {
   const Span* spans = nullptr;                          // [list][slots]
   const SpanSummary* groups = nullptr;                  // [list][slots / kSlotGroup]
+  const int32_t* used = nullptr;                        // [list]: no slot from this one on has a key; or null
   const float* bias = nullptr;                          // [bias row][slots], in bits; or null
   int32_t slots = 0;                                    // of a list, padding included
   int32_t shift = 0;                                    // Lk - Lq
@@ -75,6 +91,7 @@ struct SlotView {
   FDMA_HOST_DEVICE int64_t list(int b, int kv_head) const {
     return static_cast<int64_t>(b) * list_stride_batch + kv_head * list_stride_head;
   }
+  FDMA_HOST_DEVICE int used_slots(int64_t list) const { return used == nullptr ? slots : used[list]; }
   FDMA_HOST_DEVICE int64_t bias_row(int b, int h) const {
     return static_cast<int64_t>(b) * bias_stride_batch + h / heads_per_bias_head * bias_stride_head;
   }

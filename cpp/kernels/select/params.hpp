@@ -53,25 +53,12 @@ struct SelectScratch {
   size_t sort_bytes = 0;
 };
 
-// A mask as lists of keys, INT32, one list for each (batch, head) of the mask. Interval: end of every key. Columns: the
-// keys that are kept, other values hold a place.
-struct KeyListView {
-  const int32_t* data = nullptr;
-  int64_t stride_batch = 0, stride_head = 0;  // elements
-  int32_t batch = 1, heads = 1;               // of the mask: 1 = broadcast
-  int32_t keys = 0;                           // Lk
-  int32_t width = 0;                          // entries of a list
+// A mask as lists of keys. Interval: end of every key. Columns: the keys that are kept, other values hold a place.
+struct KeyListView : KeyLists {
+  int32_t keys = 0;   // Lk
+  int32_t width = 0;  // entries of a list
   bool is_interval = false;
   bool is_causal = false;
-
-  FDMA_HOST_DEVICE int64_t lists() const { return static_cast<int64_t>(batch) * heads; }
-  // `head`: of the mask.
-  FDMA_HOST_DEVICE int64_t list(int64_t b, int64_t head) const {
-    return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : head);
-  }
-  FDMA_HOST_DEVICE const int32_t* row(int64_t list) const {
-    return data + list / heads * stride_batch + list % heads * stride_head;
-  }
 };
 
 // What launch_fill_slots writes. `slots`: of a list, a multiple of kSlotPadding.
@@ -81,12 +68,24 @@ struct SlotTables {
   Span* spans = nullptr;           // [list][slots]
   SpanSummary* groups = nullptr;   // [list][slots / kSlotGroup]
   int32_t* slot_of_key = nullptr;  // [list][keys]: -1 for a hidden key
+  int32_t* used = nullptr;         // [list]: no slot from this one on has a key
 };
 struct SlotScratch {         // interval form only
-  uint32_t* places[2] = {};  // [list][keys]
-  int32_t* keys[2] = {};
-  void* sort = nullptr;
-  size_t sort_bytes = 0;
+  int32_t* seen = nullptr;   // [list][keys]: the keys that are seen, ascending
+  int32_t* order = nullptr;  // [list][keys]: the same in the order of their slots
+  int32_t* sums = nullptr;   // [list][ceil(keys / kRowThreads)]: those of each block of keys
+};
+
+// The order in which the blocks of a kernel with a block for each (tile of slots, kv head, batch entry) start: the
+// longest walks over query tiles first.
+struct BlockOrderParams {
+  SlotView slots;
+  int32_t batch = 0, heads_kv = 0, len_q = 0;
+  int32_t tile_slots = 0, tile_queries = 0;  // tile_slots: a multiple of kSlotGroup
+  int32_t* order = nullptr;                  // [blocks()]: (b * heads_kv + kv_head) * tiles() + tile
+
+  FDMA_HOST_DEVICE int tiles() const { return ceil_div(slots.slots, tile_slots); }
+  FDMA_HOST_DEVICE int64_t blocks() const { return static_cast<int64_t>(batch) * heads_kv * tiles(); }
 };
 
 // A key-like tensor in natural order, (B, len_k, heads, D), and in the order of slots, whose rows are aligned.

@@ -1,14 +1,13 @@
 // From the keys that a mask lists to slots (policy/slots.hpp): their order, their spans, and the tensors of a call in
 // that order and back.
-#include <thrust/iterator/counting_iterator.h>
-#include <thrust/iterator/transform_iterator.h>
-#include <cub/device/device_segmented_radix_sort.cuh>
+#include <cub/block/block_radix_sort.cuh>
 
 #include "kernels/core/launch.cuh"
 #include "kernels/core/numeric.cuh"
 #include "kernels/launchers.hpp"
 #include "kernels/policy/bias_grad.cuh"
 #include "kernels/policy/range.hpp"
+#include "kernels/policy/slot_walk.cuh"
 #include "kernels/select/row_block.cuh"
 #include "kernels/sm80/tile_io.cuh"
 
@@ -16,7 +15,6 @@ namespace fdma {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr uint32_t kHidden = 0xffffffffu;  // sorts behind all slots
 
 unsigned blocks_for(int64_t threads) { return static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads)); }
 
@@ -26,26 +24,63 @@ FDMA_DEVICE Span interval_span(const KeyListView& mask, int64_t list, int k) {
   return end > k ? Span{k, end} : kNoSpan;
 }
 
-// One block a list: the place of each key in the order of slots, epoch before end. Epochs count the keys that are seen.
+// One thread a key, one block kRowThreads keys of a list: how many of them are seen.
 __global__ void __launch_bounds__(kRowThreads)
-    order_slots_kernel(const __grid_constant__ KeyListView mask, SlotOrder order, uint32_t* places, int32_t* keys) {
-  __shared__ int sums[2][kRowWarps];
-  const int64_t list = blockIdx.x;
-  const int lane = threadIdx.x % 32;
-  int carry = 0;
-  int half = 0;
-  for (int first = 0; first < mask.keys; first += kRowThreads, half ^= 1) {
-    const int k = first + threadIdx.x;
-    const Span span = k < mask.keys ? interval_span(mask, list, k) : kNoSpan;
-    const bool seen = span.end != kNoSpan.end;
-    const uint32_t of_warp = __ballot_sync(0xffffffffu, seen);
-    int total;
-    const int rank =
-        carry + sum_of_earlier_warps(__popc(of_warp), sums, half, total) + __popc(of_warp & ((1u << lane) - 1));
-    carry += total;
-    if (k >= mask.keys) continue;
-    places[list * mask.keys + k] = seen ? order.place(rank, span.end) : kHidden;
-    keys[list * mask.keys + k] = k;
+    count_seen_kernel(const __grid_constant__ KeyListView mask, int32_t* sums, int blocks) {
+  const int64_t list = blockIdx.x / blocks;
+  const int k = static_cast<int>(blockIdx.x % blocks) * kRowThreads + threadIdx.x;
+  const int seen = __syncthreads_count(k < mask.keys && interval_span(mask, list, k).end != kNoSpan.end);
+  if (threadIdx.x == 0) sums[blockIdx.x] = seen;
+}
+
+// The same blocks: the keys that are seen, one behind the other. The last block of a list says how many.
+__global__ void __launch_bounds__(kRowThreads)
+    compact_seen_kernel(const __grid_constant__ KeyListView mask, const int32_t* sums, int blocks, int32_t* seen_keys,
+                        int32_t* used) {
+  __shared__ int partial[2][kRowWarps];
+  const int64_t list = blockIdx.x / blocks;
+  const int block = static_cast<int>(blockIdx.x % blocks);
+  int of_thread = 0;  // seen keys of earlier blocks
+  for (int i = threadIdx.x; i < block; i += kRowThreads) of_thread += sums[list * blocks + i];
+  int earlier, total;
+  sum_of_earlier_warps(__reduce_add_sync(0xffffffffu, of_thread), partial, 0, earlier);
+
+  const int k = block * kRowThreads + threadIdx.x;
+  const bool seen = k < mask.keys && interval_span(mask, list, k).end != kNoSpan.end;
+  const uint32_t of_warp = __ballot_sync(0xffffffffu, seen);
+  const int before = sum_of_earlier_warps(__popc(of_warp), partial, 1, total);
+  const int rank = earlier + before + __popc(of_warp & ((1u << threadIdx.x % 32) - 1));
+  if (seen) seen_keys[list * mask.keys + rank] = k;
+  if (block == blocks - 1 && threadIdx.x == 0) used[list] = earlier + total;
+}
+
+// One block an epoch: its keys by the ends of their spans.
+constexpr int kSortThreads = 512;
+__global__ void __launch_bounds__(kSortThreads)
+    sort_epoch_kernel(const __grid_constant__ KeyListView mask, const int32_t* seen_keys, const int32_t* used,
+                      int epochs, int end_bits, int32_t* order) {
+  constexpr int kItems = kLongestSlotEpoch / kSortThreads;
+  static_assert(kItems * kSortThreads == kLongestSlotEpoch);
+  using Sort = cub::BlockRadixSort<uint32_t, kSortThreads, kItems, int32_t>;
+  __shared__ typename Sort::TempStorage scratch;
+  const int64_t list = blockIdx.x / epochs;
+  const int epoch = slot_epoch(mask.keys);
+  const int first = static_cast<int>(blockIdx.x % epochs) * epoch;
+  const int count = min_of(epoch, used[list] - first);
+  if (count <= 0) return;
+  uint32_t ends[kItems];
+  int32_t keys[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int rank = threadIdx.x * kItems + i;
+    keys[i] = rank < count ? seen_keys[list * mask.keys + first + rank] : 0;
+    ends[i] = rank < count ? static_cast<uint32_t>(interval_span(mask, list, keys[i]).end) : 0xffffffffu;
+  }
+  Sort(scratch).SortBlockedToStriped(ends, keys, 0, end_bits);
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int place = i * kSortThreads + threadIdx.x;
+    if (place < count) order[list * mask.keys + first + place] = keys[i];
   }
 }
 
@@ -61,10 +96,9 @@ __global__ void __launch_bounds__(kThreads)
   atomicMin(reinterpret_cast<uint32_t*>(slot_of_key + list * mask.keys + key), static_cast<uint32_t>(slot));
 }
 
-// One thread a slot: its key and span, the summaries, and the slot of each key.
+// One thread a slot: its key and span, the summaries, and the slot of each key. `order`: null for columns.
 __global__ void __launch_bounds__(kThreads)
-    fill_slots_kernel(const __grid_constant__ KeyListView mask, const uint32_t* places, const int32_t* order,
-                      SlotTables tables) {
+    fill_slots_kernel(const __grid_constant__ KeyListView mask, const int32_t* order, SlotTables tables) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;  // whole warps: see kSlotPadding
   if (index >= mask.lists() * tables.slots) return;
   const int64_t list = index / tables.slots;
@@ -72,20 +106,24 @@ __global__ void __launch_bounds__(kThreads)
   int key = -1;
   Span span = kNoSpan;
   if (slot < mask.width) {
-    if (places == nullptr) {  // columns
+    if (order == nullptr) {
       const int column = mask.row(list)[slot];
       if (column >= 0 && column < mask.keys && tables.slot_of_key[list * mask.keys + column] == slot) {
         key = column;
         span = {mask.is_causal ? key : INT32_MIN, INT32_MAX};
       }
-    } else if (places[list * mask.keys + slot] != kHidden) {
+    } else if (slot < tables.used[list]) {
       key = order[list * mask.keys + slot];
       span = interval_span(mask, list, key);
     }
   }
   tables.keys[index] = key;
   tables.spans[index] = span;
-  if (key >= 0 && places != nullptr) tables.slot_of_key[list * mask.keys + key] = slot;
+  if (order == nullptr) {
+    if (slot == 0) tables.used[list] = mask.width;
+  } else if (key >= 0) {
+    tables.slot_of_key[list * mask.keys + key] = slot;
+  }
   SpanSummary summary{span.begin, span.end, span.begin, span.end};
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
@@ -141,6 +179,43 @@ __global__ void __launch_bounds__(kThreads) scatter_rows_kernel(const __grid_con
     *reinterpret_cast<uint4*>(target) = value;
   } else {
     sm80::store_unaligned_chunk(target, value);
+  }
+}
+
+// One block in all. Walks are sorted by their length in 256 steps; among equal lengths blocks come as they may.
+__global__ void __launch_bounds__(kRowThreads) order_blocks_kernel(const __grid_constant__ BlockOrderParams p) {
+  constexpr int kSteps = 256;
+  __shared__ int places[kSteps], sums[2][kRowWarps];
+  const int tiles = p.tiles(), blocks = static_cast<int>(p.blocks());
+  const int longest = ceil_div(p.len_q, p.tile_queries);
+  const auto step_of = [&](int index) {  // 0 for the longest walks
+    const int head = index / tiles, tile = index % tiles;
+    const int64_t list = p.slots.list(head / p.heads_kv, head % p.heads_kv);
+    const SpanSummary* groups = p.slots.groups + list * (p.slots.slots / kSlotGroup);
+    const int per_tile = p.tile_slots / kSlotGroup;
+    SpanSummary spans = load_summary(groups, tile * per_tile);
+    for (int i = 1; i < per_tile; ++i) spans.add(load_summary(groups, tile * per_tile + i));
+    const QueryTiles walk = query_tiles(spans, p.slots.shift, p.len_q, p.tile_queries);
+    return kSteps - 1 - static_cast<int>(static_cast<int64_t>(walk.end - walk.first) * (kSteps - 1) / longest);
+  };
+  if (threadIdx.x < kSteps) places[threadIdx.x] = 0;
+  __syncthreads();
+  for (int index = threadIdx.x; index < blocks; index += kRowThreads) atomicAdd(&places[step_of(index)], 1);
+  __syncthreads();
+  const int count = threadIdx.x < kSteps ? places[threadIdx.x] : 0;
+  const int lane = threadIdx.x % 32;
+  int running = count;  // of this and lower lanes
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, running, distance);
+    if (lane >= distance) running += other;
+  }
+  int total;
+  const int earlier = sum_of_earlier_warps(__shfl_sync(0xffffffffu, running, 31), sums, 0, total);
+  if (threadIdx.x < kSteps) places[threadIdx.x] = earlier + running - count;
+  __syncthreads();
+  for (int index = threadIdx.x; index < blocks; index += kRowThreads) {
+    p.order[atomicAdd(&places[step_of(index)], 1)] = index;
   }
 }
 
@@ -210,18 +285,6 @@ __global__ void __launch_bounds__(kThreads) expand_key_lists_kernel(const __grid
   atomicOr(p.tiles + row_tile * layout.tile_words() + tile / 32, 1u << (tile % 32));
 }
 
-struct ListBegin {
-  int64_t keys;
-  __host__ __device__ int64_t operator()(int64_t list) const { return list * keys; }
-};
-
-cudaError_t sort_slots(const KeyListView& mask, const SlotOrder& order, void* scratch, size_t& bytes,
-                       cub::DoubleBuffer<uint32_t>& places, cub::DoubleBuffer<int32_t>& keys, cudaStream_t stream) {
-  const auto begins = thrust::make_transform_iterator(thrust::make_counting_iterator<int64_t>(0), ListBegin{mask.keys});
-  return cub::DeviceSegmentedRadixSort::SortPairs(scratch, bytes, places, keys, mask.lists() * mask.keys, mask.lists(),
-                                                  begins, begins + 1, 0, order.bits, stream);
-}
-
 template <typename... Args>
 cudaError_t start(void (*kernel)(Args...), int64_t threads, cudaStream_t stream, const Args&... args) {
   if (threads == 0) return cudaSuccess;
@@ -230,40 +293,50 @@ cudaError_t start(void (*kernel)(Args...), int64_t threads, cudaStream_t stream,
   return cudaPeekAtLastError();
 }
 
+// Scratch order and `used`.
+cudaError_t order_seen_keys(const KeyListView& mask, const SlotScratch& scratch, int32_t* used, cudaStream_t stream) {
+  const int blocks = ceil_div(mask.keys, kRowThreads), epochs = ceil_div(mask.keys, slot_epoch(mask.keys));
+  if (mask.lists() * max_of(blocks, epochs) > INT32_MAX) return cudaErrorInvalidConfiguration;
+  int end_bits = 1;  // ends are at most the number of keys
+  while (end_bits < 31 && mask.keys >> end_bits != 0) ++end_bits;
+  const auto lists = static_cast<unsigned>(mask.lists());
+  count_seen_kernel<<<lists * blocks, kRowThreads, 0, stream>>>(mask, scratch.sums, blocks);
+  cudaError_t error = cudaPeekAtLastError();
+  if (error != cudaSuccess) return error;
+  compact_seen_kernel<<<lists * blocks, kRowThreads, 0, stream>>>(mask, scratch.sums, blocks, scratch.seen, used);
+  error = cudaPeekAtLastError();
+  if (error != cudaSuccess) return error;
+  sort_epoch_kernel<<<lists * epochs, kSortThreads, 0, stream>>>(mask, scratch.seen, used, epochs, end_bits + 1,
+                                                                 scratch.order);
+  return cudaPeekAtLastError();
+}
+
 }  // namespace
 
-cudaError_t slot_sort_bytes(const KeyListView& mask, size_t& bytes) {
-  cub::DoubleBuffer<uint32_t> places(nullptr, nullptr);
-  cub::DoubleBuffer<int32_t> keys(nullptr, nullptr);
-  return sort_slots(mask, SlotOrder(mask.keys), nullptr, bytes, places, keys, nullptr);
-}
+int64_t slot_sums(const KeyListView& mask) { return mask.lists() * ceil_div(mask.keys, kRowThreads); }
 
 cudaError_t launch_fill_slots(const KeyListView& mask, const SlotTables& tables, const SlotScratch& scratch,
                               cudaStream_t stream) {
   const size_t inverse_bytes = static_cast<size_t>(mask.lists() * mask.keys) * sizeof(int32_t);
   cudaError_t error = cudaMemsetAsync(tables.slot_of_key, 0xff, inverse_bytes, stream);
   if (error != cudaSuccess) return error;
-  const uint32_t* places = nullptr;
-  const int32_t* keys = nullptr;
-  if (mask.is_interval) {
-    const SlotOrder order(mask.keys);
-    if (mask.lists() * mask.keys == 0) return cudaSuccess;
-    order_slots_kernel<<<static_cast<unsigned>(mask.lists()), kRowThreads, 0, stream>>>(mask, order, scratch.places[0],
-                                                                                        scratch.keys[0]);
-    error = cudaPeekAtLastError();
-    if (error != cudaSuccess) return error;
-    cub::DoubleBuffer<uint32_t> place_buffers(scratch.places[0], scratch.places[1]);
-    cub::DoubleBuffer<int32_t> key_buffers(scratch.keys[0], scratch.keys[1]);
-    size_t bytes = scratch.sort_bytes;
-    error = sort_slots(mask, order, scratch.sort, bytes, place_buffers, key_buffers, stream);
-    if (error != cudaSuccess) return error;
-    places = place_buffers.Current();
-    keys = key_buffers.Current();
-  } else {
+  if (!mask.is_interval) {
     error = start(claim_columns_kernel, mask.lists() * mask.width, stream, mask, tables.slot_of_key);
-    if (error != cudaSuccess) return error;
+  } else if (mask.lists() * mask.keys == 0) {
+    return cudaSuccess;
+  } else {
+    error = order_seen_keys(mask, scratch, tables.used, stream);
   }
-  return start(fill_slots_kernel, mask.lists() * tables.slots, stream, mask, places, keys, tables);
+  if (error != cudaSuccess) return error;
+  return start(fill_slots_kernel, mask.lists() * tables.slots, stream, mask,
+               static_cast<const int32_t*>(mask.is_interval ? scratch.order : nullptr), tables);
+}
+
+cudaError_t launch_order_blocks(const BlockOrderParams& p, cudaStream_t stream) {
+  if (p.blocks() == 0) return cudaSuccess;
+  if (p.blocks() > INT32_MAX) return cudaErrorInvalidConfiguration;
+  order_blocks_kernel<<<1, kRowThreads, 0, stream>>>(p);
+  return cudaPeekAtLastError();
 }
 
 cudaError_t launch_gather_rows(const SlotRowsParams& p, cudaStream_t stream) {

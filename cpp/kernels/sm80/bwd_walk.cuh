@@ -61,14 +61,21 @@ struct BackwardBlock {
   FDMA_DEVICE BackwardBlock(const BackwardParams& params, Sequence& shared) : p(params), sequence(shared) {
     unsigned tile = blockIdx.x;
     kv_head = blockIdx.y;
+    unsigned batch = blockIdx.z;
     if constexpr (Traits::kSlots) {
       // Walks differ in length, and the longest are those of the first tiles: all heads start with them.
       const unsigned index = blockIdx.y * gridDim.x + blockIdx.x;
       tile = index / gridDim.y;
       kv_head = index % gridDim.y;
+      if (p.block_order != nullptr) {
+        const int of_all = p.block_order[static_cast<int64_t>(blockIdx.z) * gridDim.y * gridDim.x + index];
+        tile = of_all % gridDim.x;
+        kv_head = of_all / gridDim.x % gridDim.y;
+        batch = of_all / gridDim.x / gridDim.y;
+      }
     }
     n = p.tile_order == nullptr ? tile : gridDim.x - 1 - tile;  // see QuerySumOrder
-    b = p.batch_begin + blockIdx.z;
+    b = p.batch_begin + batch;
     if (threadIdx.x == 0) shared = p.sequences.at(b);
     __syncthreads();
     tile_count = ceil_div(sequence.len_q, Traits::kQueries);
@@ -76,14 +83,10 @@ struct BackwardBlock {
         static_cast<int>(first_query_of_key(k(), sequence.len_q, sequence.len_k, p.is_causal)) / Traits::kQueries;
     if (k() >= sequence.len_k) first_tile = tile_count;
     if constexpr (Traits::kSlots) {
-      const SpanSummary spans = tile_summary<Traits::kKeys>(slot_groups(), n);
-      // Begin and end may be the ends of 32 bits.
-      const auto begin = static_cast<int>(
-          min_of<int64_t>(sequence.len_q, max_of<int64_t>(0, static_cast<int64_t>(spans.first_begin) - p.slots.shift)));
-      const auto end = static_cast<int>(
-          max_of<int64_t>(0, min_of<int64_t>(sequence.len_q, static_cast<int64_t>(spans.last_end) - p.slots.shift)));
-      first_tile = begin / Traits::kQueries;
-      tile_count = begin < end ? ceil_div(end, Traits::kQueries) : first_tile;
+      const QueryTiles tiles = query_tiles(tile_summary<Traits::kKeys>(slot_groups(), n), p.slots.shift, sequence.len_q,
+                                           Traits::kQueries);
+      first_tile = tiles.first;
+      tile_count = tiles.end;
     }
   }
   FDMA_DEVICE const SpanSummary* slot_groups() const {
@@ -264,7 +267,8 @@ FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Trai
     const int first = m * Traits::kQueries;
     const int last = min_of(first + Traits::kQueries, block.sequence.len_q) - 1;
     const LiveSlotTiles<Traits::kKeys> live{block.slot_groups(), first + p.slots.shift, last + p.slots.shift};
-    return live.count_from(block.n + 1, p.slots.slots / Traits::kKeys);
+    const int used = p.slots.used_slots(p.slots.list(block.b, block.kv_head));
+    return live.count_from(block.n + 1, ceil_div(used, Traits::kKeys));
   }
   const int end =
       static_cast<int>(key_tile_count((m + 1) * static_cast<int64_t>(Traits::kQueries), block.sequence.len_q,

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
 
   LiveTiles<Traits> live(p, block);
   const int key_tiles = Traits::kSlots
-                            ? p.slots.slots / Traits::kKeys
+                            ? ceil_div(p.slots.used_slots(p.slots.list(block.b, block.kv_head)), Traits::kKeys)
                             : static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.sequence.len_q,
                                                               block.sequence.len_k, p.is_causal, Traits::kKeys));
   int n = key_tiles - 1;

@@ -173,6 +173,16 @@ const Row kMasks[] = {
        c.params.mask.tensor.shape[3] = 1;
      },
      FDMA_INVALID_SHAPE, "mask.tensor.shape is (2, 4, 3, 1); accepted for FDMA_MASK_BITS: a last dimension of Lk = 5"},
+    {"ListsOfTooManyKeys",
+     [](ForwardCall& c) {
+       c.params.key.shape[1] = c.params.value.shape[1] = int64_t{1} << 31;
+       c.params.key.stride[1] = c.params.value.stride[1] = 0;
+       c.params.mask.kind = FDMA_MASK_COLUMNS;
+       c.params.mask.tensor = c.memory.tensor(FDMA_INT32, {2, 2, 7});
+     },
+     FDMA_UNSUPPORTED,
+     "mask.tensor.shape is (2, 2, 7) with Lk = 2147483648; accepted for masks that list keys: Lk < 2^31 and lists of "
+     "at most 2^31 - 128"},
     {"PackedMaskWithoutMask", [](ForwardCall& c) { c.params.packed_mask = c.memory.tensor(FDMA_UINT8, {16}); },
      FDMA_INVALID_ARGUMENT, "packed_mask is given with mask.kind 0; accepted with FDMA_MASK_DENSE (1) only"},
     {"PackedMaskOfBits",
