@@ -86,7 +86,7 @@ def assert_equals_full_attention(inputs, window: int, sizes, **options) -> None:
     assert cache.seen_tokens == inputs[0].shape[1]
 
 
-MIXTURES = [(1,), (3,), (17,), (200,), (1, 3, 17, 200), (40, 1, 1, 1), (16, 17)]
+MIXTURES = [(1,), (3,), (1, 3, 17, 200), (40, 1, 1, 1), (16, 17)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -481,13 +481,7 @@ def test_opcheck(device: str) -> None:
 
 def test_shapes_without_values() -> None:
     with FakeTensorMode():
-        query, key, value, bias = (
-            QUERY.new_empty(2, 3, 4, 16),
-            KEY.new_empty(2, 3, 2, 16),
-            None,
-            BIAS.new_empty(2, 2, 3),
-        )
-        value = torch.empty_like(key)
+        query, key, bias = torch.empty(2, 3, 4, 16), torch.empty(2, 3, 2, 16), torch.empty(2, 2, 3)
         cache = cache_for(4, query, key, bias)
         assert cache.attend(query, key, key, bias).shape == (2, 3, 4, 16)
         assert cache.attend(query[:, :1], key[:, :1], key[:, :1], bias[..., :1]).shape == (2, 1, 4, 16)
