@@ -5,6 +5,7 @@
 #include <string>
 
 #include "fdma/types.h"
+#include "host/cache_problem.hpp"
 #include "host/decode_problem.hpp"
 #include "host/pack_mask_problem.hpp"
 #include "host/problem.hpp"
@@ -18,6 +19,8 @@ void forward(const ForwardProblem& problem, Workspace& workspace);
 void backward(const BackwardProblem& problem, Workspace& workspace);
 void select(const SelectProblem& problem, Workspace& workspace);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace);
+void cache_append(const CacheAppendProblem& problem, Workspace& workspace);
+void cache_gather(const CacheGatherProblem& problem, Workspace& workspace);
 void decode(const DecodeProblem& problem, Workspace& workspace);
 }  // namespace cpu
 
@@ -29,6 +32,8 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
+void cache_append(const CacheAppendProblem& problem, Workspace& workspace, fdma_stream stream);
+void cache_gather(const CacheGatherProblem& problem, Workspace& workspace, fdma_stream stream);
 void decode(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream);
 // Which of the kernels that a device can run the calls of this thread take. Tests try the others on a large GPU.
 enum class KernelFamily {
@@ -48,6 +53,8 @@ void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream
 void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const CacheAppendProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const CacheGatherProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream);
 
 }  // namespace fdma

@@ -14,17 +14,23 @@ constexpr size_t kFirstForwardSize = 816;
 constexpr size_t kFirstBackwardSize = 1304;
 constexpr size_t kFirstSelectSize = 616;
 constexpr size_t kFirstPackMaskSize = 224;
+constexpr size_t kFirstCacheAppendSize = 800;
+constexpr size_t kFirstCacheGatherSize = 792;
 constexpr size_t kFirstDecodeSize = 816;
 static_assert(sizeof(fdma_attention_forward_params) >= kFirstForwardSize);
 static_assert(sizeof(fdma_attention_backward_params) >= kFirstBackwardSize);
 static_assert(sizeof(fdma_select_params) >= kFirstSelectSize);
 static_assert(sizeof(fdma_pack_mask_params) >= kFirstPackMaskSize);
+static_assert(sizeof(fdma_cache_append_params) >= kFirstCacheAppendSize);
+static_assert(sizeof(fdma_cache_gather_params) >= kFirstCacheGatherSize);
 static_assert(sizeof(fdma_decode_params) >= kFirstDecodeSize);
 
 void set_defaults(fdma_attention_forward_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 void set_defaults(fdma_attention_backward_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 void set_defaults(fdma_select_params&) {}
 void set_defaults(fdma_pack_mask_params&) {}
+void set_defaults(fdma_cache_append_params& params) { params.first_position = FDMA_POSITION_NONE; }
+void set_defaults(fdma_cache_gather_params&) {}
 void set_defaults(fdma_decode_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 
 template <typename Params>
@@ -76,6 +82,8 @@ void init_parameters(fdma_attention_forward_params* params, size_t struct_size) 
 void init_parameters(fdma_attention_backward_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_select_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_pack_mask_params* params, size_t struct_size) { init(params, struct_size); }
+void init_parameters(fdma_cache_append_params* params, size_t struct_size) { init(params, struct_size); }
+void init_parameters(fdma_cache_gather_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_decode_params* params, size_t struct_size) { init(params, struct_size); }
 
 fdma_attention_forward_params read_parameters(const fdma_attention_forward_params& params) {
@@ -92,6 +100,14 @@ fdma_select_params read_parameters(const fdma_select_params& params) {
 
 fdma_pack_mask_params read_parameters(const fdma_pack_mask_params& params) {
   return read(params, kFirstPackMaskSize, "fdma_pack_mask_params_init");
+}
+
+fdma_cache_append_params read_parameters(const fdma_cache_append_params& params) {
+  return read(params, kFirstCacheAppendSize, "fdma_cache_append_params_init");
+}
+
+fdma_cache_gather_params read_parameters(const fdma_cache_gather_params& params) {
+  return read(params, kFirstCacheGatherSize, "fdma_cache_gather_params_init");
 }
 
 fdma_decode_params read_parameters(const fdma_decode_params& params) {

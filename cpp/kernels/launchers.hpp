@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cache/params.hpp"
 #include "kernels/core/params.hpp"
 #include "kernels/decode/params.hpp"
 #include "kernels/select/params.hpp"
@@ -37,6 +38,9 @@ cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const
 // Lists of keys as a packed mask.
 cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t stream);
 
+// The bounded cache. Appends of up to kFewTokens need no scratch.
+cudaError_t launch_cache_append(const CacheAppendParams& params, cudaStream_t stream);
+cudaError_t launch_cache_gather(const CacheGatherParams& params, cudaStream_t stream);
 // Decode: how rows of `keys` keys are selected from, the selection, and the parts of a split call put together.
 struct DecodeSelectPlan {
   int32_t chunks = 0;  // 0: a block has a whole row

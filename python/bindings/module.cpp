@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention.hpp"
+#include "cache.hpp"
 #include "decode.hpp"
 #include "error.hpp"
 #include "fdma/device.h"
@@ -37,6 +38,7 @@ NB_MODULE(_C, module) {
   module.def("cuda_unsupported_reason", &cuda_unsupported_reason);
   bind_attention(module);
   bind_selection(module);
+  bind_cache(module);
   bind_decode(module);
 }
 

@@ -119,3 +119,26 @@ def decode(
     allocate: Callable[[Tensor, int], Tensor],
 ) -> None:
     """Write `out` and, where given, `lse`. A `keep_window_size` of 0 selects nothing."""
+
+def cache_append(
+    cache: Sequence[Tensor],
+    next_position: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Change `cache` (key, value, bias, position) in place; add the number of tokens to `next_position`."""
+
+def cache_gather(
+    cache: Sequence[Tensor],
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Write the slots of `cache` in order of position."""
