@@ -1,0 +1,365 @@
+"""Models of transformers on this package's attention, beside their own eager attention."""
+
+import copy
+import types
+from typing import Any, Dict, List, Optional
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="4.56", reason="needs transformers 4.56 or newer")
+
+from transformers import (
+    AutoModelForCausalLM,
+    DogeConfig,
+    DogeForCausalLM,
+    DogeModel,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    StaticCache,
+)
+
+from flash_dmattn import DynamicMask, flash_dmattn_func
+from flash_dmattn.integrations import doge
+from flash_dmattn.integrations.attention_interface import attention_forward
+from flash_dmattn.integrations.transformers import patch, register
+
+VOCABULARY = 64
+SIZES: Dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.1,
+}
+
+
+def doge_model(keep: int = 8, kv_heads: int = 2, **options: Any) -> DogeForCausalLM:
+    """A tiny model on its own eager attention, whose biases differ from key to key."""
+    torch.manual_seed(0)
+    config = DogeConfig(num_key_value_heads=kv_heads, keep_window_size=keep, **SIZES, **options)
+    config._attn_implementation = "eager"
+    model = DogeForCausalLM(config)
+    for layer in model.model.layers:
+        torch.nn.init.uniform_(layer.self_attn.A, -2, 1)
+        torch.nn.init.normal_(layer.self_attn.dt_proj.weight)
+    return model
+
+
+def patched_copy(model: DogeForCausalLM) -> DogeForCausalLM:
+    return patch(copy.deepcopy(model))
+
+
+def tokens_of(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+    """No token twice in a row: in the first layer equal tokens have equal biases, of which eager keeps either."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(VOCABULARY, generator=generator)[:length] for _ in range(batch)])
+
+
+def padding(lengths: List[int], length: int, side: str) -> torch.Tensor:
+    position = torch.arange(length)
+    shown = [position >= length - n if side == "left" else position < n for n in lengths]
+    return torch.stack(shown).long()
+
+
+def assert_equal_logits_and_gradients(model: Any, other: Any, *inputs: Any, **options: Any) -> None:
+    """Logits of all positions, whether padded or not; gradients of all parameters, for a loss on what is not padded."""
+    shown = options.get("attention_mask", torch.ones_like(inputs[0]))[..., None]
+    results = []
+    for each in (model, other):
+        logits = each(*inputs, use_cache=False, **options).logits
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+        each.zero_grad()
+        (logits * weights * shown).sum().backward()
+        results.append((logits.detach(), {name: weight.grad for name, weight in each.named_parameters()}))
+    (expected, gradients), (actual, actual_gradients) = results
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == actual_gradients.keys()
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().item()
+        assert scale > 0, name
+        error = (actual_gradients[name] - gradient).abs().max().item()
+        assert error <= 3e-4 * scale, f"{name}: {error} of {scale}"
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("keep", [2, 8, 23, 24, 64])
+def test_patched_doge_equals_its_own_eager_attention(keep: int, kv_heads: int) -> None:
+    model = doge_model(keep, kv_heads).train()
+    assert_equal_logits_and_gradients(model, patched_copy(model), tokens_of(2, 24))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("keep", [5, 64])
+def test_patched_doge_with_padding_is_equal_at_every_position(side: str, keep: int) -> None:
+    model = doge_model(keep)
+    mask = padding([24, 13, 1], 24, side)
+    assert_equal_logits_and_gradients(model, patched_copy(model), tokens_of(3, 24), attention_mask=mask)
+
+
+def test_patched_doge_with_experts_and_padding() -> None:
+    # Routing mixes tokens of a batch, so that what padded positions come to is seen by others.
+    model = doge_model(5, is_moe=True, num_experts=16, num_experts_per_tok=4)
+    inputs = {"input_ids": tokens_of(2, 24), "attention_mask": padding([24, 13], 24, "left")}
+    try:
+        expected = model(**inputs).logits
+    except TypeError as failure:
+        pytest.skip(f"this transformers' own model with experts does not run: {failure}")
+    torch.testing.assert_close(patched_copy(model)(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [5, 64])
+def test_patched_doge_with_several_sequences_in_a_row(keep: int) -> None:
+    model = doge_model(keep)
+    position_ids = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in ([9, 14, 1], [24])])
+    assert_equal_logits_and_gradients(model, patched_copy(model), tokens_of(2, 24), position_ids=position_ids)
+
+
+def test_patched_doge_in_bfloat16() -> None:
+    model = doge_model(64).to(torch.bfloat16)
+    inputs = tokens_of(2, 24)
+    expected, actual = model(inputs).logits, patched_copy(model)(inputs).logits
+    assert actual.dtype == torch.bfloat16
+    exact = model.float()(inputs).logits
+    assert (actual - exact).abs().max() <= 2 * (expected - exact).abs().max() + 1e-3
+
+
+def test_patched_doge_under_checkpoints_and_autocast() -> None:
+    model = patched_copy(doge_model()).train()
+    inputs = tokens_of(2, 24)
+    gradients = []
+    for checkpoints in (False, True):
+        if checkpoints:
+            model.gradient_checkpointing_enable()  # its newer name is not in transformers 4
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(inputs, labels=inputs, use_cache=False).loss.backward()
+        gradients.append(model.model.layers[0].self_attn.A.grad.clone())
+    assert torch.equal(*gradients)
+
+
+def test_no_mask_of_scores_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = patched_copy(doge_model(8))
+    made = []
+
+    def recorded(*args: Any, **options: Any) -> DynamicMask:
+        made.append(DynamicMask.topk(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(doge, "DynamicMask", types.SimpleNamespace(topk=recorded))
+    inputs = tokens_of(1, 40)
+    with LargestTensor() as largest:
+        model(inputs, labels=inputs, use_cache=False).loss.backward()
+    assert [(mask.form, mask.shape) for mask in made] == [("interval", (1, 2, 40))] * 2
+    assert largest.elements < 40 * 40 * 2
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """The elements of the largest tensor that any operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[Any] = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_patch_returns_the_model_with_its_parameters_and_twice_is_once() -> None:
+    model = doge_model()
+    names = list(model.state_dict())
+    assert patch(model) is model
+    assert patch(model) is model
+    assert list(model.state_dict()) == names
+    assert type(model) is DogeForCausalLM
+    assert len(model.model._forward_pre_hooks) == 1
+    assert isinstance(patch(DogeModel(DogeConfig(**SIZES))), DogeModel)
+
+
+def test_patch_after_outputs_were_recorded() -> None:
+    model = doge_model()
+    expected = model(tokens_of(1, 24), output_attentions=True, output_hidden_states=True).logits
+    patch(model)
+    assert all(type(layer.self_attn) is doge.SelectedAttention for layer in model.model.layers)
+    out = model(tokens_of(1, 24), output_hidden_states=True)
+    torch.testing.assert_close(out.logits, expected, rtol=1e-4, atol=1e-4)
+    assert len(out.hidden_states) == 3
+
+
+def test_growing_cache_equals_the_model_without_one() -> None:
+    model = patched_copy(doge_model()).eval()
+    inputs = tokens_of(2, 30)
+    mask = padding([30, 21], 30, "left")
+    with torch.no_grad():
+        expected = model(inputs, attention_mask=mask).logits
+        first = model(inputs[:, :20], attention_mask=mask[:, :20], use_cache=True)
+        cache = first[doge.CACHE_NAME]
+        logits = [first.logits]
+        for begin, end in ((20, 25), (25, 26), (26, 30)):
+            step = {doge.CACHE_NAME: cache, "attention_mask": mask[:, :end]}
+            logits.append(model(inputs[:, begin:end], **step).logits)
+    shown = mask.bool()
+    torch.testing.assert_close(torch.cat(logits, 1)[shown], expected[shown], rtol=1e-4, atol=1e-4)
+
+
+def test_refusals_of_patch() -> None:
+    with pytest.raises(TypeError, match="model is a Linear; accepted: transformers' own DogeForCausalLM or DogeModel"):
+        patch(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="sliding_window of the config is 4; accepted: None"):
+        patch(doge_model(sliding_window=4))
+    model = doge_model()
+    model.model.layers[1].self_attn.forward = lambda *_, **__: None
+    with pytest.raises(ValueError, match="forward of a DogeAttention has been replaced; accepted: a model"):
+        patch(model)
+    assert all(type(layer.self_attn) is not doge.SelectedAttention for layer in model.model.layers)
+
+
+def test_refusals_of_a_patched_model() -> None:
+    inputs = tokens_of(2, 24)
+    model = patched_copy(doge_model(attention_dropout=0.25)).train()
+    with pytest.raises(ValueError, match=r"attention_dropout is 0.25; accepted in training: 0"):
+        model(inputs)
+    model.eval()
+    model(inputs)
+    with pytest.raises(ValueError, match=r"attention_mask is float32 of shape \(2, 1, 24, 24\); accepted in a patched"):
+        model(inputs, attention_mask=torch.zeros(2, 1, 24, 24))
+    with pytest.raises(ValueError, match=r"attention_mask.shape is \(2, 23\); accepted: \(B, 24\)"):
+        model(inputs, attention_mask=torch.ones(2, 23))
+    with pytest.raises(ValueError, match="is a StaticCache; accepted in a patched model: DynamicCache or"):
+        model(inputs, **{doge.CACHE_NAME: StaticCache(config=model.config, max_cache_len=32)})
+    restarting = torch.arange(12).repeat(2)[None]
+    with pytest.raises(ValueError, match=r"hold several sequences a row and .* is given; accepted: use_cache=False"):
+        model(inputs, position_ids=restarting, use_cache=True)
+
+
+def other_model(name: str) -> Any:
+    """A tiny model of another kind on its own eager attention."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_key_value_heads": 2}
+    configs = {
+        "llama": lambda: LlamaConfig(**sizes),
+        "gemma2": lambda: Gemma2Config(
+            **sizes, head_dim=8, attn_logit_softcapping=2.0, query_pre_attn_scalar=8, sliding_window=7
+        ),
+        "qwen2": lambda: Qwen2Config(**sizes),
+        "mistral": lambda: MistralConfig(**sizes, sliding_window=5),
+    }
+    return AutoModelForCausalLM.from_config(configs[name](), attn_implementation="eager").eval()
+
+
+def on_this_package(model: Any) -> Any:
+    register()
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("flash_dmattn")
+    assert model.config._attn_implementation == "flash_dmattn"
+    return model
+
+
+OTHER_MODELS = ["llama", "gemma2", "qwen2", "mistral"]
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_registered_attention_equals_eager(name: str) -> None:
+    model = other_model(name)
+    assert_equal_logits_and_gradients(model, on_this_package(model), tokens_of(2, 24))
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_registered_attention_generates_what_eager_does(name: str) -> None:
+    model = other_model(name)
+    inputs = {"input_ids": tokens_of(2, 12), "attention_mask": padding([12, 7], 12, "left")}
+    options = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    actual = on_this_package(model).generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    assert torch.equal(actual.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(actual.logits), torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
+
+
+def test_registered_attention_takes_several_sequences_in_a_row() -> None:
+    model = other_model("llama")
+    position_ids = torch.cat([torch.arange(n) for n in (9, 14, 1)])[None]
+    assert_equal_logits_and_gradients(model, on_this_package(model), tokens_of(1, 24), position_ids=position_ids)
+
+
+@pytest.mark.parametrize("cached", ["static", "dynamic"])
+def test_registered_attention_with_a_cache_of_transformers(cached: str) -> None:
+    model = other_model("llama")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(tokens_of(1, 12), **options)
+    options.update(cache_implementation=cached, disable_compile=True)
+    assert torch.equal(on_this_package(model).generate(tokens_of(1, 12), **options), expected)
+
+
+def test_masks_of_callers() -> None:
+    model = other_model("llama")
+    other, inputs = on_this_package(model), tokens_of(2, 24)
+    mask = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(3)) < 0.5
+    mask = mask.tril() | torch.eye(24, dtype=torch.bool)
+    added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    expected = model(inputs, attention_mask=added).logits
+    for given in (mask, added):
+        torch.testing.assert_close(other(inputs, attention_mask=given).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_and_a_bias_of_positions() -> None:
+    query, bias = torch.randn(1, 4, 12, 16), torch.randn(1, 4, 12, 12)
+    key, value = torch.randn(2, 1, 2, 12, 16).unbind()
+    rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    encoder = types.SimpleNamespace(is_causal=False)
+    out, weights = attention_forward(encoder, query, key, value, None, position_bias=bias, scaling=0.5)
+    assert weights is None
+    assert torch.equal(out, flash_dmattn_func(*rows, attn_bias=bias, scale=0.5))
+    mask = torch.rand(1, 1, 12, 12) < 0.5
+    out, _ = attention_forward(encoder, query, key, value, mask, position_bias=bias)
+    assert torch.equal(out, flash_dmattn_func(*rows, attn_mask=mask, attn_bias=bias))
+    out, _ = attention_forward(encoder, query, key, value, None, is_causal=True, softcap=3.0)
+    assert torch.equal(out, flash_dmattn_func(*rows, is_causal=True, softcap=3.0))
+    row = mask[:, :, :, :1].expand(1, 1, 12, 12)
+    out, _ = attention_forward(encoder, query, key, value, row)
+    assert torch.equal(out, flash_dmattn_func(*rows, attn_mask=row.contiguous()))
+
+
+def test_sequences_by_their_lengths() -> None:
+    query, key, value = torch.randn(3, 1, 4, 12, 16).unbind()
+    ends = torch.tensor([0, 5, 12], dtype=torch.int32)
+    lengths = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 7, "max_length_k": 7}
+    decoder = types.SimpleNamespace(is_causal=True)
+    out, _ = attention_forward(decoder, query, key, value, None, **lengths)
+    for begin, end in ((0, 5), (5, 12)):
+        rows = (tensor[:, :, begin:end].transpose(1, 2) for tensor in (query, key, value))
+        torch.testing.assert_close(out[:, begin:end], flash_dmattn_func(*rows, is_causal=True))
+
+
+def test_refusals_of_registered_attention() -> None:
+    query, key, value = torch.randn(3, 2, 4, 12, 16).unbind()
+
+    def refused(kind: Any, match: str, mask: Any = None, **options: Any) -> None:
+        with pytest.raises(kind, match=match):
+            attention_forward(types.SimpleNamespace(is_causal=True), query, key, value, mask, **options)
+
+    refused(ValueError, r"dropout is 0.1; accepted: 0, since attention that keeps no weights drops none", dropout=0.1)
+    refused(ValueError, "head_mask is given; accepted by 'flash_dmattn': None", head_mask=torch.ones(4))
+    refused(ValueError, "s_aux is given; accepted by 'flash_dmattn': None", s_aux=torch.ones(4))
+    refused(ValueError, "output_attentions is True; accepted by 'flash_dmattn': False", output_attentions=True)
+    refused(ValueError, r"attention_mask.shape is \(2, 12\); accepted by 'flash_dmattn': \(\{B", torch.ones(2, 12))
+    refused(
+        TypeError,
+        "attention_mask.dtype is int64; accepted by 'flash_dmattn': bool, or f",
+        torch.ones(1, 1, 12, 12).long(),
+    )
+    ends = torch.tensor([0, 12], dtype=torch.int32)
+    refused(ValueError, "cu_seq_lens_q is given and the batch is 2; accepted: a batch of 1", cu_seq_lens_q=ends)
+    bias = torch.zeros(1, 1, 12, 12)
+    refused(ValueError, "position_bias is given with cu_seq_lens_q", cu_seq_lens_q=ends, position_bias=bias)
+
+
+def test_dropout_in_training_is_refused() -> None:
+    model = on_this_package(other_model("llama")).train()
+    model.model.layers[0].self_attn.attention_dropout = 0.5
+    with pytest.raises(ValueError, match=r"dropout is 0.5; accepted: 0"):
+        model(tokens_of(1, 8))
