@@ -50,4 +50,22 @@ void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream strea
   cpu::pack_mask(problem, workspace);
 }
 
+void run(const CacheAppendProblem& problem, Workspace& workspace, fdma_stream stream) {
+#if defined(FDMA_WITH_CUDA)
+  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::cache_append(problem, workspace, stream);
+#else
+  (void)stream;
+#endif
+  cpu::cache_append(problem, workspace);
+}
+
+void run(const CacheGatherProblem& problem, Workspace& workspace, fdma_stream stream) {
+#if defined(FDMA_WITH_CUDA)
+  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::cache_gather(problem, workspace, stream);
+#else
+  (void)stream;
+#endif
+  cpu::cache_gather(problem, workspace);
+}
+
 }  // namespace fdma

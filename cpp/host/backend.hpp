@@ -5,6 +5,7 @@
 #include <string>
 
 #include "fdma/types.h"
+#include "host/cache_problem.hpp"
 #include "host/pack_mask_problem.hpp"
 #include "host/problem.hpp"
 #include "host/select_problem.hpp"
@@ -17,6 +18,8 @@ void forward(const ForwardProblem& problem, Workspace& workspace);
 void backward(const BackwardProblem& problem, Workspace& workspace);
 void select(const SelectProblem& problem, Workspace& workspace);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace);
+void cache_append(const CacheAppendProblem& problem, Workspace& workspace);
+void cache_gather(const CacheGatherProblem& problem, Workspace& workspace);
 }  // namespace cpu
 
 #if defined(FDMA_WITH_CUDA)
@@ -27,6 +30,8 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
 void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void select(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void pack_mask(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
+void cache_append(const CacheAppendProblem& problem, Workspace& workspace, fdma_stream stream);
+void cache_gather(const CacheGatherProblem& problem, Workspace& workspace, fdma_stream stream);
 // As backward, with the tiles for devices with (`roomy`) or without more than 99 KB of shared memory a block, so that a
 // large GPU can test the tiles of small ones.
 void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream, bool roomy);
@@ -41,5 +46,7 @@ void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream
 void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream);
 void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const CacheAppendProblem& problem, Workspace& workspace, fdma_stream stream);
+void run(const CacheGatherProblem& problem, Workspace& workspace, fdma_stream stream);
 
 }  // namespace fdma

@@ -14,15 +14,21 @@ constexpr size_t kFirstForwardSize = 816;
 constexpr size_t kFirstBackwardSize = 1304;
 constexpr size_t kFirstSelectSize = 616;
 constexpr size_t kFirstPackMaskSize = 224;
+constexpr size_t kFirstCacheAppendSize = 800;
+constexpr size_t kFirstCacheGatherSize = 792;
 static_assert(sizeof(fdma_attention_forward_params) >= kFirstForwardSize);
 static_assert(sizeof(fdma_attention_backward_params) >= kFirstBackwardSize);
 static_assert(sizeof(fdma_select_params) >= kFirstSelectSize);
 static_assert(sizeof(fdma_pack_mask_params) >= kFirstPackMaskSize);
+static_assert(sizeof(fdma_cache_append_params) >= kFirstCacheAppendSize);
+static_assert(sizeof(fdma_cache_gather_params) >= kFirstCacheGatherSize);
 
 void set_defaults(fdma_attention_forward_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 void set_defaults(fdma_attention_backward_params& params) { params.scale = FDMA_SCALE_DEFAULT; }
 void set_defaults(fdma_select_params&) {}
 void set_defaults(fdma_pack_mask_params&) {}
+void set_defaults(fdma_cache_append_params& params) { params.first_position = FDMA_POSITION_NONE; }
+void set_defaults(fdma_cache_gather_params&) {}
 
 template <typename Params>
 Params default_parameters() {
@@ -73,6 +79,8 @@ void init_parameters(fdma_attention_forward_params* params, size_t struct_size) 
 void init_parameters(fdma_attention_backward_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_select_params* params, size_t struct_size) { init(params, struct_size); }
 void init_parameters(fdma_pack_mask_params* params, size_t struct_size) { init(params, struct_size); }
+void init_parameters(fdma_cache_append_params* params, size_t struct_size) { init(params, struct_size); }
+void init_parameters(fdma_cache_gather_params* params, size_t struct_size) { init(params, struct_size); }
 
 fdma_attention_forward_params read_parameters(const fdma_attention_forward_params& params) {
   return read(params, kFirstForwardSize, "fdma_attention_forward_params_init");
@@ -88,6 +96,14 @@ fdma_select_params read_parameters(const fdma_select_params& params) {
 
 fdma_pack_mask_params read_parameters(const fdma_pack_mask_params& params) {
   return read(params, kFirstPackMaskSize, "fdma_pack_mask_params_init");
+}
+
+fdma_cache_append_params read_parameters(const fdma_cache_append_params& params) {
+  return read(params, kFirstCacheAppendSize, "fdma_cache_append_params_init");
+}
+
+fdma_cache_gather_params read_parameters(const fdma_cache_gather_params& params) {
+  return read(params, kFirstCacheGatherSize, "fdma_cache_gather_params_init");
 }
 
 }  // namespace fdma

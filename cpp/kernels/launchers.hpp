@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cache/params.hpp"
 #include "kernels/core/params.hpp"
 #include "kernels/select/params.hpp"
 
@@ -33,6 +34,10 @@ cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const
                                              cudaStream_t stream);
 // Lists of keys as a packed mask.
 cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t stream);
+
+// The bounded cache. Appends of up to kFewTokens need no scratch.
+cudaError_t launch_cache_append(const CacheAppendParams& params, cudaStream_t stream);
+cudaError_t launch_cache_gather(const CacheGatherParams& params, cudaStream_t stream);
 
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);

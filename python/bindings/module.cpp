@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention.hpp"
+#include "cache.hpp"
 #include "error.hpp"
 #include "fdma/device.h"
 #include "fdma/version.h"
@@ -36,6 +37,7 @@ NB_MODULE(_C, module) {
   module.def("cuda_unsupported_reason", &cuda_unsupported_reason);
   bind_attention(module);
   bind_selection(module);
+  bind_cache(module);
 }
 
 }  // namespace fdma::python

@@ -100,3 +100,26 @@ def pack_mask(
     allocate: Callable[[Tensor, int], Tensor],
 ) -> None:
     """Write the bits of a dense mask."""
+
+def cache_append(
+    cache: Sequence[Tensor],
+    next_position: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Change `cache` (key, value, bias, position) in place; add the number of tokens to `next_position`."""
+
+def cache_gather(
+    cache: Sequence[Tensor],
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor,
+    num_threads: int,
+    stream: int,
+    allocate: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Write the slots of `cache` in order of position."""

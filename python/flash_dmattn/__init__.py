@@ -16,6 +16,7 @@ from flash_dmattn.backends.flex import flex_dmattn_func
 from flash_dmattn.backends.triton import triton_dmattn_func
 from flash_dmattn.dynamic_mask import DynamicMask
 from flash_dmattn.explanation import explain
+from flash_dmattn.kv_cache import DynamicKVCache
 from flash_dmattn.packed import flash_dmattn_kvpacked_func, flash_dmattn_qkvpacked_func
 from flash_dmattn.varlen import flash_dmattn_varlen_func
 
@@ -28,6 +29,7 @@ __all__ = [
     "CUDA_AVAILABLE",
     "FLEX_AVAILABLE",
     "TRITON_AVAILABLE",
+    "DynamicKVCache",
     "DynamicMask",
     "__version__",
     "explain",

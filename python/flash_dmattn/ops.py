@@ -161,6 +161,64 @@ def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     return packed_mask
 
 
+def cache_append(
+    cache_key: torch.Tensor,
+    cache_value: torch.Tensor,
+    cache_bias: torch.Tensor,
+    cache_position: torch.Tensor,
+    next_position: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_bias: torch.Tensor,
+) -> None:
+    """Put T new tokens into a bounded cache, in place; the weakest are pushed out.
+
+    Parameters
+    ----------
+    cache_key, cache_value : torch.Tensor
+        ``(B, w, H_kv, D)``.
+    cache_bias, cache_position : torch.Tensor
+        ``(B, H_kv, w)``, the latter int64; -inf and -1 in empty slots.
+    next_position : torch.Tensor
+        ``(B,)``, int64: the position of the first new token. T is added.
+    key, value : torch.Tensor
+        ``(B, T, H_kv, D)``, of the dtype of `cache_key`.
+    attn_bias : torch.Tensor
+        ``(B, H_kv, T)``, of the dtype of `cache_bias`.
+    """
+    cache = (cache_key, cache_value, cache_bias, cache_position)
+    _run(_C.cache_append, cache_key, (cache, next_position, key, value, attn_bias))
+
+
+def cache_with_tokens(
+    cache_key: torch.Tensor,
+    cache_value: torch.Tensor,
+    cache_bias: torch.Tensor,
+    cache_position: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_bias: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tokens of a cache in order of position, and new ones behind them. Parameters as of :func:`cache_append`.
+
+    Returns
+    -------
+    all_key, all_value : torch.Tensor
+        ``(B, w + T, H_kv, D)``; zeros for empty slots, which come first.
+    all_bias : torch.Tensor
+        ``(B, H_kv, w + T)``; -inf for empty slots.
+    """
+    (batch, slots, heads, head_dim), tokens = cache_key.shape, key.shape[1]
+    all_key, all_value = (cache_key.new_empty((batch, slots + tokens, heads, head_dim)) for _ in range(2))
+    all_bias = cache_bias.new_empty((batch, heads, slots + tokens))
+    cache = (cache_key, cache_value, cache_bias, cache_position)
+    _run(_C.cache_gather, cache_key, (cache, all_key[:, :slots], all_value[:, :slots], all_bias[..., :slots]))
+    all_key[:, slots:].copy_(key)
+    all_value[:, slots:].copy_(value)
+    all_bias[..., slots:].copy_(attn_bias)
+    return all_key, all_value, all_bias
+
+
 def packed_mask_bytes(batch: int, heads: int, rows: int, keys: int) -> int:
     """Size of the packed form of a mask of these extents, `keys` being ``Lk`` also where the mask broadcasts.
 

@@ -3,6 +3,7 @@
 #define FDMA_H
 
 #include <fdma/attention.h>
+#include <fdma/cache.h>
 #include <fdma/device.h>
 #include <fdma/export.h>
 #include <fdma/mask.h>

@@ -15,6 +15,7 @@
 #include "kernels/launchers.hpp"
 #include "kernels/policy/selection.hpp"
 #include "kernels/select/key_mask.cuh"
+#include "kernels/select/rank_bits.hpp"
 #include "kernels/select/row_block.cuh"
 
 namespace fdma {
@@ -207,18 +208,6 @@ __global__ void __launch_bounds__(kRowThreads)
   }
   for (int place = count + threadIdx.x; place < p.keep; place += kRowThreads) columns[place] = -1;
   if (threadIdx.x == 0) p.counts[row] = count;
-}
-
-// The lowest bit in which ranks of this type differ.
-int lowest_rank_bit(ElementType type) {
-  switch (type) {
-    case ElementType::kBFloat16:
-      return 16;
-    case ElementType::kFloat16:
-      return 13;
-    default:
-      return 0;
-  }
 }
 
 struct RowBegin {

@@ -84,9 +84,34 @@ PIN_OFFSET(fdma_pack_mask_params, len_k, 112);
 PIN_OFFSET(fdma_pack_mask_params, num_threads, 120);
 PIN_OFFSET(fdma_pack_mask_params, reserved1, 124);
 PIN_OFFSET(fdma_pack_mask_params, packed_mask, 128);
+PIN_SIZE(fdma_cache, 384);
+PIN_OFFSET(fdma_cache, key, 0);
+PIN_OFFSET(fdma_cache, value, 96);
+PIN_OFFSET(fdma_cache, bias, 192);
+PIN_OFFSET(fdma_cache, position, 288);
+PIN_SIZE(fdma_cache_append_params, 800);
+PIN_OFFSET(fdma_cache_append_params, device, 8);
+PIN_OFFSET(fdma_cache_append_params, cache, 16);
+PIN_OFFSET(fdma_cache_append_params, key, 400);
+PIN_OFFSET(fdma_cache_append_params, value, 496);
+PIN_OFFSET(fdma_cache_append_params, bias, 592);
+PIN_OFFSET(fdma_cache_append_params, first_position, 688);
+PIN_OFFSET(fdma_cache_append_params, next_position, 696);
+PIN_OFFSET(fdma_cache_append_params, num_threads, 792);
+PIN_OFFSET(fdma_cache_append_params, reserved1, 796);
+PIN_SIZE(fdma_cache_gather_params, 792);
+PIN_OFFSET(fdma_cache_gather_params, device, 8);
+PIN_OFFSET(fdma_cache_gather_params, cache, 16);
+PIN_OFFSET(fdma_cache_gather_params, key, 400);
+PIN_OFFSET(fdma_cache_gather_params, value, 496);
+PIN_OFFSET(fdma_cache_gather_params, bias, 592);
+PIN_OFFSET(fdma_cache_gather_params, position, 688);
+PIN_OFFSET(fdma_cache_gather_params, num_threads, 784);
+PIN_OFFSET(fdma_cache_gather_params, reserved1, 788);
 
 PIN_VALUE(FDMA_MAX_RANK, 5);
 PIN_VALUE(FDMA_WORKSPACE_ALIGNMENT, 256);
+PIN_VALUE(FDMA_POSITION_NONE, -1);
 
 PIN_VALUE(FDMA_DTYPE_NONE, 0);
 PIN_VALUE(FDMA_FLOAT16, 1);
@@ -148,5 +173,16 @@ int main(void) {
   fdma_pack_mask_params_init(&pack);
   if (pack.struct_size != sizeof pack || pack.len_k != 0) return 9;
   if (pack.device.type != FDMA_DEVICE_CPU || pack.packed_mask.rank != 0) return 10;
+
+  fdma_cache_append_params append;
+  memset(&append, 0xff, sizeof append);
+  fdma_cache_append_params_init(&append);
+  if (append.struct_size != sizeof append || append.first_position != FDMA_POSITION_NONE) return 11;
+  if (append.device.type != FDMA_DEVICE_CPU || append.next_position.rank != 0) return 12;
+
+  fdma_cache_gather_params gather;
+  memset(&gather, 0, sizeof gather);
+  fdma_cache_gather_params_init(&gather);
+  if (gather.struct_size != sizeof gather || gather.device.type != FDMA_DEVICE_CPU) return 13;
   return 0;
 }
