@@ -14,6 +14,7 @@ from transformers import (
     DogeConfig,
     DogeForCausalLM,
     DogeModel,
+    DynamicCache,
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
@@ -24,7 +25,7 @@ from transformers import (
 from flash_dmattn import DynamicMask, flash_dmattn_func
 from flash_dmattn.integrations import doge
 from flash_dmattn.integrations.attention_interface import attention_forward
-from flash_dmattn.integrations.transformers import patch, register
+from flash_dmattn.integrations.transformers import BoundedCache, patch, register
 
 VOCABULARY = 64
 SIZES: Dict[str, Any] = {
@@ -207,6 +208,79 @@ def test_growing_cache_equals_the_model_without_one() -> None:
     torch.testing.assert_close(torch.cat(logits, 1)[shown], expected[shown], rtol=1e-4, atol=1e-4)
 
 
+GREEDY: Dict[str, Any] = {
+    "max_new_tokens": 20,
+    "min_new_tokens": 20,
+    "do_sample": False,
+    "pad_token_id": 0,
+    "no_repeat_ngram_size": 1,  # no token twice: see tokens_of
+}
+
+
+@pytest.mark.parametrize("lengths", [[12, 12], [12, 5, 1]])
+@pytest.mark.parametrize("keep", [5, 12, 64])
+def test_greedy_generation_is_the_same_with_every_cache(keep: int, lengths: List[int]) -> None:
+    model = doge_model(keep).eval()
+    inputs = {"input_ids": tokens_of(len(lengths), 12), "attention_mask": padding(lengths, 12, "left")}
+    expected = model.generate(**inputs, **GREEDY)
+    assert expected.shape[1] == 32
+    model = patched_copy(model)
+    out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+    cache = out[doge.CACHE_NAME]
+    assert isinstance(cache, BoundedCache)
+    assert cache.get_seq_length() == 31
+    assert cache.layers[0].states.key.shape == (len(lengths), keep, 2, 8)
+    assert torch.equal(out.sequences, expected)
+    for options in ({doge.CACHE_NAME: DynamicCache()}, {"use_cache": False}):
+        assert torch.equal(model.generate(**inputs, **GREEDY, **options), expected)
+
+
+def test_beam_search_with_a_bounded_cache() -> None:
+    model = patched_copy(doge_model(5)).eval()
+    options = {**GREEDY, "num_beams": 3}
+    inputs = {"input_ids": tokens_of(2, 12), "attention_mask": padding([12, 7], 12, "left")}
+    expected = model.generate(**inputs, **options, **{doge.CACHE_NAME: DynamicCache()})
+    assert torch.equal(model.generate(**inputs, **options), expected)
+
+
+def test_generation_that_goes_back_takes_a_growing_cache() -> None:
+    model = patched_copy(doge_model(5)).eval()
+    expected = model.generate(tokens_of(1, 12), **GREEDY)
+    assert torch.equal(model.generate(tokens_of(1, 12), **GREEDY, prompt_lookup_num_tokens=2), expected)
+
+
+def test_a_bounded_cache_takes_chunks_and_goes_on() -> None:
+    model = patched_copy(doge_model(5)).eval()
+    inputs, mask = tokens_of(2, 40), padding([40, 31], 40, "left")
+    cache = BoundedCache(model.config)
+    logits = []
+    with torch.no_grad():
+        expected = model(inputs, attention_mask=mask, use_cache=False).logits
+        for _ in range(2):
+            for begin, end in ((0, 20), (20, 33), (33, 34), (34, 40)):
+                step = {doge.CACHE_NAME: cache, "attention_mask": mask[:, :end]}
+                logits.append(model(inputs[:, begin:end], **step).logits)
+            torch.testing.assert_close(torch.cat(logits, 1)[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-4)
+            cache.reset()
+            logits.clear()
+
+
+def test_refusals_of_a_bounded_cache() -> None:
+    model = patched_copy(doge_model())
+    cache = BoundedCache(model.config)
+    with pytest.raises(RuntimeError, match="a gradient of query and key and value and attn_bias is asked for"):
+        model(tokens_of(1, 8), **{doge.CACHE_NAME: cache})
+    states = torch.zeros(1, 2, 8, 8)
+    with pytest.raises(NotImplementedError, match=r"BoundedCache.update has no bias to select by; accepted: models"):
+        cache.update(states, states, 0)
+    with pytest.raises(NotImplementedError, match=r"BoundedCache.crop cannot bring back keys that were pushed out"):
+        cache.crop(-1)
+    with pytest.raises(NotImplementedError, match="BoundedCache keeps its batch size; use a DynamicCache"):
+        cache.batch_repeat_interleave(2)
+    with pytest.raises(NotImplementedError, match="BoundedCache takes its sizes from the first call of"):
+        cache.layers[0].lazy_initialization(states, states)
+
+
 def test_refusals_of_patch() -> None:
     with pytest.raises(TypeError, match="model is a Linear; accepted: transformers' own DogeForCausalLM or DogeModel"):
         patch(torch.nn.Linear(2, 2))
@@ -230,7 +304,7 @@ def test_refusals_of_a_patched_model() -> None:
         model(inputs, attention_mask=torch.zeros(2, 1, 24, 24))
     with pytest.raises(ValueError, match=r"attention_mask.shape is \(2, 23\); accepted: \(B, 24\)"):
         model(inputs, attention_mask=torch.ones(2, 23))
-    with pytest.raises(ValueError, match="is a StaticCache; accepted in a patched model: DynamicCache or"):
+    with pytest.raises(ValueError, match="is a StaticCache; accepted in a patched model: BoundedCache, DynamicCache"):
         model(inputs, **{doge.CACHE_NAME: StaticCache(config=model.config, max_cache_len=32)})
     restarting = torch.arange(12).repeat(2)[None]
     with pytest.raises(ValueError, match=r"hold several sequences a row and .* is given; accepted: use_cache=False"):

@@ -1,5 +1,6 @@
 """``patch``: transformers' own Doge model on the keys of largest bias alone."""
 
+import functools
 import inspect
 from typing import Any, Dict, Optional, Tuple
 
@@ -12,6 +13,7 @@ from transformers.models.doge.modeling_doge import DogeAttention, DogeModel, Dog
 
 from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.dynamic_mask import DynamicMask
+from flash_dmattn.integrations.bounded_cache import BoundedCache
 from flash_dmattn.operators import is_compiling
 from flash_dmattn.varlen import flash_dmattn_varlen_func
 
@@ -33,6 +35,10 @@ def patch(model: nn.Module) -> nn.Module:
     attention take time and memory in proportion to ``Lq * keep_window_size``. Logits and gradients, those of `A` and
     `dt_proj` among them, are those of ``attn_implementation="eager"`` at every position, padding included; among equal
     biases the newer key is kept, where eager keeps either.
+
+    ``model.generate`` uses a :class:`BoundedCache`, which holds ``keep_window_size`` keys, unless it is given a cache,
+    is told not to use one, or needs one that goes back (assisted generation). It is exact: tokens are those that the
+    growing cache gives.
 
     The parameters, their names and the class of the model stay as they are. Calling it again changes nothing.
 
@@ -78,6 +84,8 @@ def patch(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, DogePreTrainedModel):
             module.config._attn_implementation = NAME
+            if hasattr(module, "generate") and "generate" not in module.__dict__:
+                module.generate = functools.partial(_generate, module)
         if isinstance(module, DogeModel) and _find_sequences not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_find_sequences, with_kwargs=True)
     return model
@@ -117,19 +125,24 @@ class SelectedAttention(DogeAttention):
         key = self.k_norm(self.k_proj(hidden_states).view(*rows, -1, self.head_dim))
         value = self.v_proj(hidden_states).view(*rows, -1, self.head_dim)
         query, key = modeling_doge.apply_rotary_pos_emb(query, key, *position_embeddings, unsqueeze_dim=2)
-        if cache is not None:
+        layer = None
+        if isinstance(cache, BoundedCache):
+            layer = cache.layers[self.layer_idx]
+        elif cache is not None:
             states = cache.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
             key, value = (state.transpose(1, 2) for state in states)
         bias = self.attn_bias(value)
         if attention_mask is not None:
-            attention_mask = attention_mask[:, -value.shape[1] :]
-            bias = bias.masked_fill(~attention_mask[:, None, None], float("-inf"))
-        if sequences[0] is not None:
+            shown = attention_mask[:, None, None, -value.shape[1] :]  # a bounded cache takes the new keys alone
+            bias = bias.masked_fill(~shown, float("-inf"))
+        if layer is not None:
+            out = layer.attend(query, key, value, bias, self.scaling)
+        elif sequences[0] is not None:
             out = self._attend_in_sequences(query, key, value, bias, *sequences)
         else:
             mask = self._selection(bias)
             out = _attention(query, key, value, mask, bias, self.scaling, True)
-        if attention_mask is not None:
+        if attention_mask is not None and out.shape[1] > 1:
             out = _with_rows_of_padding(out, value, attention_mask)
         return self.o_proj(out.reshape(*rows, -1)), None
 
@@ -177,7 +190,7 @@ class SelectedAttention(DogeAttention):
             given = f"{str(attention_mask.dtype)[6:]} of shape {tuple(attention_mask.shape)}"
             raise ValueError(f"attention_mask is {given}; accepted in a patched model: the padding, (B, Lk), or None")
         if cache is not None and cache.is_compileable:
-            accepted = "DynamicCache or None"
+            accepted = "BoundedCache, DynamicCache or None"
             raise ValueError(f"{CACHE_NAME} is a {type(cache).__name__}; accepted in a patched model: {accepted}")
         if cache is not None and cu_seqlens is not None:
             raise ValueError(
@@ -224,3 +237,16 @@ def _find_sequences(module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, 
     if cu_seqlens.numel() - 1 == position_ids.shape[0]:
         return None
     return args, dict(kwargs, cu_seq_lens_q=cu_seqlens, max_length_q=int(cu_seqlens.diff().max()))
+
+
+def _generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``generate`` of the model's class, with a bounded cache where nothing else is asked for."""
+    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
+
+    def asked(name: str) -> Any:
+        return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
+
+    others = ("cache", "past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
+    if asked("use_cache") is not False and not any(asked(name) is not None for name in others):
+        kwargs[CACHE_NAME] = BoundedCache(model.config)
+    return type(model).generate(model, *args, **kwargs)

@@ -5,6 +5,7 @@
 """
 
 from flash_dmattn.integrations.attention_interface import register
+from flash_dmattn.integrations.bounded_cache import BoundedCache
 from flash_dmattn.integrations.doge import patch
 
-__all__ = ["patch", "register"]
+__all__ = ["BoundedCache", "patch", "register"]
