@@ -1,7 +1,10 @@
 """Models of transformers on this package's attention, beside their own eager attention."""
 
 import copy
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import pytest
@@ -437,3 +440,30 @@ def test_dropout_in_training_is_refused() -> None:
     model.model.layers[0].self_attn.attention_dropout = 0.5
     with pytest.raises(ValueError, match=r"dropout is 0.5; accepted: 0"):
         model(tokens_of(1, 8))
+
+
+def test_example() -> None:
+    example = Path(__file__).parents[2] / "examples" / "doge_train.py"
+    command = [
+        sys.executable,
+        str(example),
+        "--device",
+        "cpu",
+        "--repeats",
+        "1",
+        "--length",
+        "64",
+        "--paths",
+        "patched",
+    ]
+    done = subprocess.run([*command, "sdpa"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [(row[0].strip(), row[1].strip()) for row in rows[1:]] == [
+        ("flash_dmattn", "no"),
+        ("sdpa", "no"),
+        ("flash_dmattn", "yes"),
+        ("sdpa", "yes"),
+    ]
+    losses = [float(row[5]) for row in rows[1:]]
+    assert max(losses) - min(losses) < 0.01
