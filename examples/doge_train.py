@@ -93,8 +93,8 @@ def make_model(arguments: argparse.Namespace, path: str) -> DogeForCausalLM:
         torch.nn.init.uniform_(layer.self_attn.A, -2, 1)
     if path == "patched":
         return patch(model)
-    # The model's own Flex function has its own name, which goes by the config alone; transformers' general one gives all
-    # heads the bias of the first.
+    # The model's own Flex function has its own name, which goes by the config alone; transformers' general one gives
+    # all heads the bias of the first.
     model.config._attn_implementation = {"flex": "doge_flex_attention"}.get(path, path)
     return model
 

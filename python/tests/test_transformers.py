@@ -1,6 +1,9 @@
 """Models of transformers on this package's attention, beside their own eager attention."""
 
 import copy
+import doctest
+import importlib
+import io
 import subprocess
 import sys
 import types
@@ -38,6 +41,14 @@ SIZES: Dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "initializer_range": 0.1,
+}
+
+GREEDY: Dict[str, Any] = {
+    "max_new_tokens": 20,
+    "min_new_tokens": 20,
+    "do_sample": False,
+    "pad_token_id": 0,
+    "no_repeat_ngram_size": 1,  # no token twice: see tokens_of
 }
 
 
@@ -131,8 +142,15 @@ def test_patched_doge_in_bfloat16() -> None:
     assert (actual - exact).abs().max() <= 2 * (expected - exact).abs().max() + 1e-3
 
 
-def test_patched_doge_under_checkpoints_and_autocast() -> None:
+def test_patched_doge_under_checkpoints_and_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     model = patched_copy(doge_model()).train()
+    attention, dtypes = doge._attention, []
+
+    def recorded(query: torch.Tensor, *others: Any) -> torch.Tensor:
+        dtypes.append(query.dtype)  # the backend is chosen by it
+        return attention(query, *others)
+
+    monkeypatch.setattr(doge, "_attention", recorded)
     inputs = tokens_of(2, 24)
     gradients = []
     for checkpoints in (False, True):
@@ -143,6 +161,10 @@ def test_patched_doge_under_checkpoints_and_autocast() -> None:
             model(inputs, labels=inputs, use_cache=False).loss.backward()
         gradients.append(model.model.layers[0].self_attn.A.grad.clone())
     assert torch.equal(*gradients)
+    assert set(dtypes) == {torch.bfloat16}
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.generate(inputs, **GREEDY).shape == (2, 44)
 
 
 def test_no_mask_of_scores_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +207,23 @@ def test_patch_returns_the_model_with_its_parameters_and_twice_is_once() -> None
     assert isinstance(patch(DogeModel(DogeConfig(**SIZES))), DogeModel)
 
 
+def test_copies_and_files_of_a_patched_model(tmp_path: Path) -> None:
+    model = patched_copy(doge_model(5)).eval()
+    inputs = tokens_of(1, 12)
+    expected = model.generate(inputs, **GREEDY)
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
+        assert other.generate.args == (other,)
+        assert torch.equal(other.generate(inputs, **GREEDY), expected)
+    model.save_pretrained(tmp_path)
+    own = DogeForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert not any(isinstance(layer.self_attn, doge.SelectedAttention) for layer in own.model.layers)
+    assert own.config._attn_implementation == "eager"
+    assert torch.equal(own.generate(inputs, **GREEDY), expected)
+
+
 def test_patch_after_outputs_were_recorded() -> None:
     model = doge_model()
     expected = model(tokens_of(1, 24), output_attentions=True, output_hidden_states=True).logits
@@ -209,15 +248,6 @@ def test_growing_cache_equals_the_model_without_one() -> None:
             logits.append(model(inputs[:, begin:end], **step).logits)
     shown = mask.bool()
     torch.testing.assert_close(torch.cat(logits, 1)[shown], expected[shown], rtol=1e-4, atol=1e-4)
-
-
-GREEDY: Dict[str, Any] = {
-    "max_new_tokens": 20,
-    "min_new_tokens": 20,
-    "do_sample": False,
-    "pad_token_id": 0,
-    "no_repeat_ngram_size": 1,  # no token twice: see tokens_of
-}
 
 
 @pytest.mark.parametrize("lengths", [[12, 12], [12, 5, 1]])
@@ -467,3 +497,11 @@ def test_example() -> None:
     ]
     losses = [float(row[5]) for row in rows[1:]]
     assert max(losses) - min(losses) < 0.01
+
+
+@pytest.mark.parametrize("module", ["attention_interface", "bounded_cache", "doge"])
+def test_docstring_examples(module: str) -> None:
+    torch.manual_seed(0)
+    result = doctest.testmod(importlib.import_module(f"flash_dmattn.integrations.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -8,6 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, modeling_ut
 from transformers.masking_utils import sdpa_mask
 
 from flash_dmattn.auto import flash_dmattn_func_auto
+from flash_dmattn.inputs import in_autocast_dtype
 from flash_dmattn.varlen import flash_dmattn_varlen_func
 
 NAME = "flash_dmattn"
@@ -92,7 +93,8 @@ def attention_forward(
             raise ValueError(f"{name} is given; accepted by {NAME!r}: None")
     if others.get("output_attentions"):
         raise ValueError(f"output_attentions is True; accepted by {NAME!r}: False, since no weights are kept")
-    tensors = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    # By this dtype the backend is chosen, and what leaves a norm is float32 where autocast is enabled.
+    tensors = [tensor.transpose(1, 2) for tensor in in_autocast_dtype((query, key, value))]
     if attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if cu_seq_lens_q is not None:

@@ -6,7 +6,6 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from flash_dmattn.inputs import in_autocast_dtype
 from flash_dmattn.kv_cache import DynamicKVCache
 
 
@@ -27,7 +26,6 @@ class BoundedLayer(CacheLayerMixin):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_bias: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Take in new keys ``(B, L, H_kv, D)`` with their bias ``(B, H_kv, 1, L)``; attention of the new queries."""
-        query, key, value = in_autocast_dtype((query, key, value))
         batch, tokens, heads, head_dim = key.shape
         if self.states is None:
             sizes = {"batch_size": batch, "num_kv_heads": heads, "head_dim": head_dim}

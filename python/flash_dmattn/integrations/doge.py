@@ -13,6 +13,7 @@ from transformers.models.doge.modeling_doge import DogeAttention, DogeModel, Dog
 
 from flash_dmattn.auto import flash_dmattn_func_auto
 from flash_dmattn.dynamic_mask import DynamicMask
+from flash_dmattn.inputs import in_autocast_dtype
 from flash_dmattn.integrations.bounded_cache import BoundedCache
 from flash_dmattn.operators import is_compiling
 from flash_dmattn.varlen import flash_dmattn_varlen_func
@@ -135,6 +136,8 @@ class SelectedAttention(DogeAttention):
         if attention_mask is not None:
             shown = attention_mask[:, None, None, -value.shape[1] :]  # a bounded cache takes the new keys alone
             bias = bias.masked_fill(~shown, float("-inf"))
+        # By this dtype the backend is chosen; the norms of query and key have left float32 where autocast is enabled.
+        query, key, value = in_autocast_dtype((query, key, value))
         if layer is not None:
             out = layer.attend(query, key, value, bias, self.scaling)
         elif sequences[0] is not None:
