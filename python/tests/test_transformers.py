@@ -55,7 +55,8 @@ GREEDY: Dict[str, Any] = {
 def doge_model(keep: int = 8, kv_heads: int = 2, **options: Any) -> DogeForCausalLM:
     """A tiny model on its own eager attention, whose biases differ from key to key."""
     torch.manual_seed(0)
-    config = DogeConfig(num_key_value_heads=kv_heads, keep_window_size=keep, **SIZES, **options)
+    sizes = {**SIZES, "num_key_value_heads": kv_heads, "keep_window_size": keep, **options}
+    config = DogeConfig(**sizes)
     config._attn_implementation = "eager"
     model = DogeForCausalLM(config)
     for layer in model.model.layers:
@@ -505,3 +506,47 @@ def test_docstring_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"flash_dmattn.integrations.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keep", [8, 64])
+def test_patched_doge_on_a_gpu(keep: int) -> None:
+    # One layer: the same values, and so the same biases bit for bit, for which the choice is the same.
+    model = doge_model(keep, num_hidden_layers=1).to("cuda", torch.float16).train()
+    other, inputs = patched_copy(model), tokens_of(2, 24).cuda()
+    results = []
+    for each in (model, other, copy.deepcopy(model).float()):
+        logits = each(inputs, use_cache=False).logits
+        (logits * torch.linspace(-1, 1, VOCABULARY, device="cuda", dtype=logits.dtype)).mean(1).sum().backward()
+        gradients = {name: weight.grad.float() for name, weight in each.named_parameters()}
+        results.append({"logits": logits.detach().float(), **gradients})
+    for name, exact in results[2].items():
+        eager, actual = ((result[name] - exact).abs().max().item() for result in results[:2])
+        assert actual <= 2 * eager + 2e-3 * exact.abs().max().item(), name
+
+
+@pytest.mark.gpu
+def test_bounded_cache_on_a_gpu() -> None:
+    model = patched_copy(doge_model(5, num_hidden_layers=1).to("cuda", torch.float16)).eval()
+    inputs, mask = tokens_of(2, 40).cuda(), padding([40, 31], 40, "left").cuda()
+    with torch.no_grad():
+        expected = model(inputs, attention_mask=mask, use_cache=False).logits
+        for cache in (BoundedCache(model.config), DynamicCache()):
+            logits = []
+            for begin, end in ((0, 20), (20, 33), (33, 34), (34, 40)):
+                step = {doge.CACHE_NAME: cache, "attention_mask": mask[:, :end]}
+                logits.append(model(inputs[:, begin:end], **step).logits)
+            shown = mask.bool()
+            torch.testing.assert_close(torch.cat(logits, 1)[shown], expected[shown], rtol=2e-2, atol=1e-2)
+    assert model.generate(inputs, attention_mask=mask, **GREEDY).shape == (2, 60)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_registered_attention_on_a_gpu(name: str) -> None:
+    model = other_model(name).to("cuda", torch.float16)
+    inputs, mask = tokens_of(2, 24).cuda(), padding([24, 13], 24, "left").cuda()
+    expected, actual = (each(inputs, attention_mask=mask).logits for each in (model, on_this_package(model)))
+    exact = model.float()(inputs, attention_mask=mask).logits
+    eager, error = ((logits.float() - exact)[mask.bool()].abs().max().item() for logits in (expected, actual))
+    assert error <= 2 * eager + 2e-3 * exact.abs().max().item()
