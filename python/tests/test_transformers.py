@@ -208,6 +208,16 @@ def test_patch_returns_the_model_with_its_parameters_and_twice_is_once() -> None
     assert isinstance(patch(DogeModel(DogeConfig(**SIZES))), DogeModel)
 
 
+def test_other_models_of_the_same_config_stay_as_they_are() -> None:
+    model = doge_model(5)
+    other = DogeForCausalLM(model.config)
+    other.load_state_dict(model.state_dict())
+    patch(other)
+    assert model.config._attn_implementation == "eager"
+    assert {id(module.config) for module in other.modules() if hasattr(module, "config")} == {id(other.config)}
+    torch.testing.assert_close(other(tokens_of(1, 24)).logits, model(tokens_of(1, 24)).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_copies_and_files_of_a_patched_model(tmp_path: Path) -> None:
     model = patched_copy(doge_model(5)).eval()
     inputs = tokens_of(1, 12)
@@ -320,6 +330,8 @@ def test_refusals_of_patch() -> None:
         patch(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="sliding_window of the config is 4; accepted: None"):
         patch(doge_model(sliding_window=4))
+    with pytest.raises(ValueError, match="is_causal of the config is False; accepted: True"):
+        patch(doge_model(is_causal=False))
     model = doge_model()
     model.model.layers[1].self_attn.forward = lambda *_, **__: None
     with pytest.raises(ValueError, match="forward of a DogeAttention has been replaced; accepted: a model"):
@@ -343,6 +355,12 @@ def test_refusals_of_a_patched_model() -> None:
     restarting = torch.arange(12).repeat(2)[None]
     with pytest.raises(ValueError, match=r"hold several sequences a row and .* is given; accepted: use_cache=False"):
         model(inputs, position_ids=restarting, use_cache=True)
+    ends = torch.tensor([0, 12, 48], dtype=torch.int32)
+    hidden = {"attention_mask": padding([24, 13], 24, "left"), "max_length_q": 36}
+    with pytest.raises(ValueError, match="several sequences a row and attention_mask is given; accepted: use_ca"):
+        model(inputs, use_cache=False, cu_seq_lens_q=ends, **hidden)
+    with pytest.raises(ValueError, match="cu_seq_lens_q is given and max_length_q is None; accepted: both"):
+        model(inputs, use_cache=False, cu_seq_lens_q=ends)
 
 
 def other_model(name: str) -> Any:
@@ -460,6 +478,7 @@ def test_refusals_of_registered_attention() -> None:
         "attention_mask.dtype is int64; accepted by 'flash_dmattn': bool, or f",
         torch.ones(1, 1, 12, 12).long(),
     )
+    refused(ValueError, "sliding_window is 4 for 12 keys and attention_mask is None", sliding_window=4)
     ends = torch.tensor([0, 12], dtype=torch.int32)
     refused(ValueError, "cu_seq_lens_q is given and the batch is 2; accepted: a batch of 1", cu_seq_lens_q=ends)
     bias = torch.zeros(1, 1, 12, 12)

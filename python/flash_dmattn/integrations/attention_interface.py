@@ -80,6 +80,7 @@ def attention_forward(
     cu_seq_lens_k: Optional[torch.Tensor] = None,
     max_length_q: Optional[int] = None,
     max_length_k: Optional[int] = None,
+    sliding_window: Optional[int] = None,
     **others: Any,
 ) -> Tuple[torch.Tensor, None]:
     """Attention as transformers' AttentionInterface calls it: ``(B, H, L, D)`` in, ``(B, L, H, D)`` out."""
@@ -96,6 +97,11 @@ def attention_forward(
     # By this dtype the backend is chosen, and what leaves a norm is float32 where autocast is enabled.
     tensors = [tensor.transpose(1, 2) for tensor in in_autocast_dtype((query, key, value))]
     if attention_mask is None:
+        if sliding_window is not None and key.shape[2] > sliding_window:
+            raise ValueError(
+                f"sliding_window is {sliding_window} for {key.shape[2]} keys and attention_mask is None; accepted: a "
+                f"mask that has the window"
+            )
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if cu_seq_lens_q is not None:
             if position_bias is not None:

@@ -48,7 +48,7 @@ class BoundedLayer(CacheLayerMixin):
         """-1: the sequence may grow without end."""
         return -1
 
-    get_max_cache_shape = get_max_length  # the name up to transformers 5.16
+    get_max_cache_shape = get_max_length  # the older name
 
     def reset(self) -> None:
         """Forget all keys."""

@@ -1,5 +1,6 @@
 """``patch``: transformers' own Doge model on the keys of largest bias alone."""
 
+import copy
 import functools
 import inspect
 from typing import Any, Dict, Optional, Tuple
@@ -22,7 +23,7 @@ from flash_dmattn.varlen import flash_dmattn_varlen_func
 # name of FlashAttention, which "flash" in it would make it for transformers 5.
 NAME = "dmattn_selection"
 
-# transformers 5.20 or so took `cache` for what had been `past_key_values`.
+# Later versions of transformers 5 say `cache` for what had been `past_key_values`.
 CACHE_NAME = "cache" if "cache" in inspect.signature(DogeModel.forward).parameters else "past_key_values"
 
 _attention = flash_dmattn_func_auto()
@@ -33,15 +34,16 @@ def patch(model: nn.Module) -> nn.Module:
 
     The selection is the model's own: each query keeps the ``keep_window_size`` visible keys of largest bias
     ``exp(A * softplus(dt_proj(value)))``, which is added to the scores. No mask of (query, key) is built: selection and
-    attention take time and memory in proportion to ``Lq * keep_window_size``. Logits and gradients, those of `A` and
-    `dt_proj` among them, are those of ``attn_implementation="eager"`` at every position, padding included; among equal
-    biases the newer key is kept, where eager keeps either.
+    attention take time and memory in proportion to ``Lq * keep_window_size``. Logits of all positions are those of
+    ``attn_implementation="eager"``, and so are the gradients of a loss on positions that are not padding, those of `A`
+    and `dt_proj` among them; of equal biases the newer key is kept, where eager keeps either.
 
     ``model.generate`` uses a :class:`BoundedCache`, which holds ``keep_window_size`` keys, unless it is given a cache,
     is told not to use one, or needs one that goes back (assisted generation). It is exact: tokens are those that the
     growing cache gives.
 
-    The parameters, their names and the class of the model stay as they are. Calling it again changes nothing.
+    The parameters, their names and the class of the model stay as they are; its config is a copy from then on, so that
+    other models of the same config stay as they are too. Calling it again changes nothing.
 
     Parameters
     ----------
@@ -58,8 +60,9 @@ def patch(model: nn.Module) -> nn.Module:
     TypeError
         `model` holds no attention of transformers' Doge.
     ValueError
-        The config has a `sliding_window`, or something else has replaced `forward` of an attention. In calls:
-        attention dropout while training, a mask that is not ``(B, Lk)``, a static cache, packed sequences with a cache.
+        The config has a `sliding_window` or is not causal, or something else has replaced `forward` of an attention. In
+        calls: attention dropout while training, a mask that is not ``(B, Lk)``, a static cache, packed sequences with a
+        cache.
 
     Examples
     --------
@@ -82,14 +85,29 @@ def patch(model: nn.Module) -> nn.Module:
     for layer in layers:
         layer.__dict__.pop("forward", None)
         layer.__class__ = SelectedAttention
+    _take_masks_of_padding(model)
     for module in model.modules():
-        if isinstance(module, DogePreTrainedModel):
-            module.config._attn_implementation = NAME
-            if hasattr(module, "generate") and "generate" not in module.__dict__:
-                module.generate = functools.partial(_generate, module)
+        if isinstance(module, DogePreTrainedModel) and hasattr(module, "generate"):
+            module.generate = functools.partial(_generate, module)
         if isinstance(module, DogeModel) and _find_sequences not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_find_sequences, with_kwargs=True)
     return model
+
+
+def _take_masks_of_padding(model: nn.Module) -> None:
+    """Set the attention implementation in configs of the model's own: others may share those that it had."""
+    configs = {
+        id(module.config): module.config
+        for module in model.modules()
+        if isinstance(module, DogePreTrainedModel) and module.config._attn_implementation != NAME
+    }
+    copies = {identity: copy.deepcopy(config) for identity, config in configs.items()}
+    for config in copies.values():
+        config._attn_implementation = NAME
+    for module in model.modules():
+        config = copies.get(id(getattr(module, "config", None)))
+        if config is not None:
+            module.config = config
 
 
 def _check_layer(layer: DogeAttention) -> None:
@@ -97,6 +115,8 @@ def _check_layer(layer: DogeAttention) -> None:
         raise TypeError(f"model holds a {type(layer).__name__}; accepted: transformers' own DogeAttention")
     if layer.config.sliding_window is not None:
         raise ValueError(f"sliding_window of the config is {layer.config.sliding_window}; accepted: None")
+    if not getattr(layer.config, "is_causal", True):
+        raise ValueError("is_causal of the config is False; accepted: True")
     # transformers 4 leaves the method as an attribute after it has recorded outputs.
     replaced = layer.__dict__.get("forward")
     if replaced is not None and getattr(replaced, "__func__", None) is not type(layer).forward:
@@ -195,11 +215,16 @@ class SelectedAttention(DogeAttention):
         if cache is not None and cache.is_compileable:
             accepted = "BoundedCache, DynamicCache or None"
             raise ValueError(f"{CACHE_NAME} is a {type(cache).__name__}; accepted in a patched model: {accepted}")
-        if cache is not None and cu_seqlens is not None:
-            raise ValueError(
-                f"position_ids or cu_seq_lens_q hold several sequences a row and {CACHE_NAME} is given; accepted: "
-                f"use_cache=False"
-            )
+        if cu_seqlens is None:
+            return
+        for name, given in ((CACHE_NAME, cache), ("attention_mask", attention_mask)):
+            if given is not None:
+                raise ValueError(
+                    f"position_ids or cu_seq_lens_q hold several sequences a row and {name} is given; accepted: "
+                    f"use_cache=False, and no attention_mask that hides a token"
+                )
+        if others.get("max_length_q") is None:
+            raise ValueError("cu_seq_lens_q is given and max_length_q is None; accepted: both")
 
 
 def padding_mask(*, kv_length: int, attention_mask: Optional[torch.Tensor] = None, **_: Any) -> Optional[torch.Tensor]:
