@@ -87,7 +87,9 @@ def make_model(arguments: argparse.Namespace, path: str) -> DogeForCausalLM:
         tie_word_embeddings=True,
     )
     with torch.device(arguments.device):
-        model = DogeForCausalLM(config).to(DTYPES[arguments.dtype])
+        model = DogeForCausalLM(config)
+    for parameter in model.parameters():  # and not the frequencies of positions, which stay float32
+        parameter.data = parameter.data.to(DTYPES[arguments.dtype])
     for layer in model.model.layers:
         # As it comes, A is zero, and with it all keys are equal.
         torch.nn.init.uniform_(layer.self_attn.A, -2, 1)
