@@ -44,6 +44,15 @@ assert cuda_libraries() == before
     assert run_python(program) == ""
 
 
+def test_import_loads_no_library_that_is_integrated() -> None:
+    program = """
+import sys
+import flash_dmattn, flash_dmattn.integrations
+print([name for name in ("transformers",) if name in sys.modules])
+"""
+    assert run_python(program) == "[]\n"
+
+
 def test_import_works_with_every_gpu_hidden() -> None:
     program = """
 import os

@@ -1,0 +1,1 @@
+"""Attention of this package inside other libraries; each module imports its library, this one none."""
