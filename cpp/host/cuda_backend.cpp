@@ -240,11 +240,14 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   std::optional<SlotCall> slots;
   if (problem.runs_on_slots()) {
     slots.emplace(problem, params, workspace);
-    slots->take_gradients(problem, params, workspace, backward_tile(kernels.head_dim, roomy));
+    slots->take_gradients(problem, params, workspace);
   }
   const bool hopper = hopper_serves_backward(params, kernels, device);
-  const int queries = hopper ? sm90::backward_tile(kernels.head_dim).queries
-                             : backward_tile(kernels.head_dim, roomy).queries;
+  const BackwardTile portable = backward_tile(kernels.head_dim, roomy);
+  const int queries = hopper ? sm90::backward_tile(kernels.head_dim).queries : portable.queries;
+  if (slots) {
+    slots->order_blocks(problem, params, workspace, hopper ? sm90::kBackwardKeys : portable.keys, queries);
+  }
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, queries);
   const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
   if (has_scores && !slots) bind_mask(params, problem, workspace, stream);

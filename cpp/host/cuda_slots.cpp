@@ -88,8 +88,7 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   view.bias_stride_batch = bias_params_.batch == 1 ? 0 : bias_params_.heads;
 }
 
-void SlotCall::take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace,
-                              const BackwardTile& tile) {
+void SlotCall::take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace) {
   if (problem.grad_key) params.grad_key = take_rows(problem, tables_.slots, workspace);
   if (problem.grad_value) params.grad_value = take_rows(problem, tables_.slots, workspace);
   params.vector_grads = vector_rows(problem.grad_query);
@@ -99,15 +98,18 @@ void SlotCall::take_gradients(const BackwardProblem& problem, BackwardParams& pa
     params.bias_keys = tables_.slots;
   }
   params.bias.type = bias_.type;  // of the gradient
+}
 
+void SlotCall::order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace, int tile_slots,
+                            int tile_queries) {
   // Sums in a fixed order need blocks in one, too. A grid takes 65535 batches, and more are several grids.
   constexpr int32_t kMaxGrid = 65535;
   block_order_.slots = params.slots;
   block_order_.batch = params.batch;
   block_order_.heads_kv = params.heads_kv;
   block_order_.len_q = params.sequences.max_q;
-  block_order_.tile_slots = tile.keys;
-  block_order_.tile_queries = tile.queries;
+  block_order_.tile_slots = tile_slots;
+  block_order_.tile_queries = tile_queries;
   if (problem.deterministic || params.batch > kMaxGrid || block_order_.blocks() > INT32_MAX) return;
   block_order_.order = workspace.take<int32_t>(block_order_.blocks());
   params.block_order = block_order_.order;

@@ -15,10 +15,11 @@ inline bool is_key_lists(fdma_mask_kind kind) { return kind == FDMA_MASK_COLUMNS
 class SlotCall {
  public:
   SlotCall(const AttentionProblem& problem, AttentionParams& params, Workspace& workspace);
-  // Backward: gradients of keys and values, and the sums of bias gradients, are those of the slots. `tile`: of the main
-  // kernel.
-  void take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace,
-                      const BackwardTile& tile);
+  // Backward: gradients of keys and values, and the sums of bias gradients, are those of the slots.
+  void take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace);
+  // The blocks of backward start with the longest walks. The tile is that of the main kernel.
+  void order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace, int tile_slots,
+                    int tile_queries);
 
   void gather(const AttentionParams& params, cudaStream_t stream) const;
   void reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream) const;

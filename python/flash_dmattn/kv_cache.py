@@ -8,6 +8,7 @@ import torch
 from flash_dmattn import cache_operators
 from flash_dmattn.attention import flash_dmattn_func
 from flash_dmattn.calls import Result
+from flash_dmattn.decode import flash_dmattn_with_kvcache
 from flash_dmattn.dynamic_mask import DynamicMask
 from flash_dmattn.inputs import check_scalars
 from flash_dmattn.refusals import checked_int, not_a_tensor
@@ -387,7 +388,7 @@ def _attend_slots(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, **options: Any
 ) -> Result:
     """A step of generation: one query over all slots, with their biases ``(B, H_kv, w)``."""
-    return flash_dmattn_func(query, key, value, attn_bias=bias[:, :, None], is_causal=False, **options)
+    return flash_dmattn_with_kvcache(query, key, value, bias, is_causal=False, **options)
 
 
 def _positive(name: str, given: Any) -> int:

@@ -39,7 +39,7 @@ class KeyWalk {
       const int last = min_of(work.q + Traits::kQueries, work.sequence.len_q) - 1;
       slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q + slots.shift,
                 last + slots.shift};
-      n = slots.slots / Traits::kKeys;
+      n = ceil_div(slots.used_slots(slots.list(work.b, work.h / p.group)), Traits::kKeys);
     } else {
       n = static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q, work.sequence.len_k,
                                           p.is_causal, Traits::kKeys));
