@@ -16,7 +16,6 @@ template <typename Traits>
 class ForwardConsumer {
   using T = typename Traits::T;
   static constexpr int kStages = Traits::kStages, kN = Traits::kN, kNO = Traits::kNO;
-  static constexpr int kWords = Traits::kKeys / 32;  // of a mask row, in a key tile
 
  public:
   FDMA_DEVICE ForwardConsumer(const ForwardLaunch& launch, const ForwardShared<Traits>& shared)
@@ -63,7 +62,6 @@ class ForwardConsumer {
     sm80::clear(out);
     KeyNote note = next_key();
     if (note.n >= 0) {
-      load_mask(work, note.n);
       shared_.queries().wait_full(query_at_);
       begin_products();
       multiply<T, Traits::kHeadDim / 16>(scores, query_, 0, key_, key_offset(), false);
@@ -78,7 +76,6 @@ class ForwardConsumer {
       for (;;) {
         note = next_key();
         if (note.n < 0) break;
-        load_mask(work, note.n);
         shared_.values().wait_full(value_at_);
         take_turn();
         hold(scores);
@@ -126,25 +123,6 @@ class ForwardConsumer {
   FDMA_DEVICE int key_offset() const { return key_at_.stage * Traits::KeyTile::kBytes; }
   FDMA_DEVICE int value_offset() const { return value_at_.stage * Traits::KeyTile::kBytes; }
 
-  // The mask of the thread's two rows in key tile n, on its way while the products run.
-  FDMA_DEVICE void load_mask(const Work& work, int n) {
-    if constexpr (Traits::kMasked) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int q = min_of(row0(work) + 8 * half + lane_ / 4, work.sequence.len_q - 1);
-        const uint32_t* row = p_.mask.row(work.b, work.h, q) + n * kWords;
-        if constexpr (kWords == 4) {
-          const uint4 words = __ldg(reinterpret_cast<const uint4*>(row));
-          mask_[half][0] = words.x, mask_[half][1] = words.y, mask_[half][2] = words.z, mask_[half][3] = words.w;
-        } else {
-          static_assert(kWords == 2);
-          const uint2 words = __ldg(reinterpret_cast<const uint2*>(row));
-          mask_[half][0] = words.x, mask_[half][1] = words.y;
-        }
-      }
-    }
-  }
-
   // Turns q.k into what the softmax takes, and gives the buffer of K back.
   FDMA_DEVICE void turn_into_bits(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
     if constexpr (!Traits::kSlots) release(shared_.keys(), key_at_);
@@ -154,25 +132,8 @@ class ForwardConsumer {
   FDMA_DEVICE void finish_scores(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
     if (!folded_) unit_.to_bits(scores);
     const int row = row0(work);
-    if constexpr (Traits::kBiased) {
-      shared_.biases().wait_full(bias_at_);
-      const uint32_t tile = shared_.base + Traits::kBiasOffset + bias_at_.stage * Traits::BiasTile::kBytes;
-#pragma unroll
-      for (int block = 0; block < Traits::BiasTile::kBlocks; ++block) {
-        auto& part = reinterpret_cast<float(&)[1][8][4]>(scores[0][8 * block]);
-        Traits::BiasBlock::add(part, tile + block * Traits::BiasTile::kBlockBytes, row - work.q, 0, lane_);
-      }
-      release(shared_.biases(), bias_at_);
-    }
-    if constexpr (Traits::kMasked) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int word = 0; word < kWords; ++word) {
-          apply_mask_word(scores, 0, half, word, mask_[half][word] >> (2 * (lane_ % 4)));
-        }
-      }
-    }
+    add_bias(scores, row - work.q);
+    apply_mask(scores, row - work.q);
     if constexpr (Traits::kSlots) {
       const int first = row + p_.slots.shift;
       const bool all = note.last_begin <= first && note.first_end > first + 15;
@@ -182,6 +143,43 @@ class ForwardConsumer {
       if (col + Traits::kKeys > key_limit(row, work.sequence.len_q, work.sequence.len_k, p_.is_causal)) {
         apply_key_limit(scores, row, col, work.sequence.len_q, work.sequence.len_k, p_.is_causal, lane_);
       }
+    }
+  }
+
+  // `row`: the warp's first in the tile.
+  FDMA_DEVICE void add_bias(float (&scores)[1][kN][4], int row) {
+    if constexpr (Traits::kBiased) {
+      shared_.biases().wait_full(bias_at_);
+#pragma unroll
+      for (int block = 0; block < Traits::BiasTile::kBlocks; ++block) {
+        auto& part = reinterpret_cast<float(&)[1][8][4]>(scores[0][8 * block]);
+        Traits::BiasBlock::add(part, shared_.bias(bias_at_.stage) + block * Traits::BiasTile::kBlockBytes, row, 0,
+                               lane_);
+      }
+      release(shared_.biases(), bias_at_);
+    }
+  }
+  FDMA_DEVICE void apply_mask(float (&scores)[1][kN][4], int row) {
+    if constexpr (Traits::kMasked) {
+      constexpr int kWords = Traits::kMaskWords;
+      shared_.masks().wait_full(mask_at_);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t address = shared_.mask(mask_at_.stage) + (row + 8 * half + lane_ / 4) * kWords * 4;
+        uint32_t words[4];
+        if constexpr (kWords == 4) {
+          const uint4 all = sm80::load_shared_16(address);
+          words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
+        } else {
+          static_assert(kWords == 2);
+          words[0] = sm80::load_shared_4(address), words[1] = sm80::load_shared_4(address + 4);
+        }
+#pragma unroll
+        for (int word = 0; word < kWords; ++word) {
+          apply_mask_word(scores, 0, half, word, words[word] >> (2 * (lane_ % 4)));
+        }
+      }
+      release(shared_.masks(), mask_at_);
     }
   }
 
@@ -235,8 +233,8 @@ class ForwardConsumer {
   const RowOperand<typename Traits::KeyTile> key_;
   const ColumnOperand<typename Traits::KeyTile> value_;
   RingPosition<kStages> key_at_, value_at_, bias_at_;
+  RingPosition<Traits::kMaskStages> mask_at_;
   RingPosition<1> query_at_;
-  uint32_t mask_[2][kWords];
 };
 
 }  // namespace fdma::sm90

@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) forward_kernel(const __gr
   }
   __syncthreads();
   if (threadIdx.x < kGroupThreads) {
-    lower_registers<Traits::kTile.producer_registers>();
+    lower_registers<Traits::kProducerRegisters>();
     if (threadIdx.x < 32) ForwardProducer<Traits>(launch, shared).run();
   } else {
-    raise_registers<Traits::kTile.consumer_registers>();
+    raise_registers<Traits::kConsumerRegisters>();
     ForwardConsumer<Traits>(launch, shared).run();
   }
 }

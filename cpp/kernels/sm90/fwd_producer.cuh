@@ -126,6 +126,7 @@ class ForwardProducer {
       if (n >= 0 && previous < 0) load_query(work);
       if (previous >= 0) load_value(work, kv_head, previous);
       if (n < 0) return;
+      if constexpr (Traits::kMasked) load_mask(work, n);
       if constexpr (Traits::kBiased) load_bias(work, n);
       previous = n;
       walk.advance();
@@ -192,15 +193,28 @@ class ForwardProducer {
     value_at_.advance();
   }
 
+  FDMA_DEVICE void load_mask(const Work& work, int n) {
+    constexpr int kRowBytes = Traits::kMaskWords * 4;
+    const Ring<Traits::kMaskStages> ring = shared_.masks();
+    ring.wait_empty(mask_at_);
+    for (int i = threadIdx.x % 32; i < Traits::kQueries; i += 32) {
+      // Rows past the end repeat the last one: their results are not stored.
+      const int q = min_of(work.q + i, work.sequence.len_q - 1);
+      sm80::copy_async<kRowBytes>(shared_.mask(mask_at_.stage) + i * kRowBytes,
+                                  p_.mask.row(work.b, work.h, q) + n * Traits::kMaskWords, kRowBytes);
+    }
+    ring.full(mask_at_.stage).arrive_after_copies();
+    mask_at_.advance();
+  }
+
   FDMA_DEVICE void load_bias(const Work& work, int n) {
     const Ring<kStages> ring = shared_.biases();
     ring.wait_empty(bias_at_);
     if (leads_) {
       const Barrier full = ring.full(bias_at_.stage);
       full.arrive_expecting(Traits::BiasTile::kBytes);
-      load_blocks<typename Traits::BiasTile>(
-          launch_.bias, shared_.base + Traits::kBiasOffset + bias_at_.stage * Traits::BiasTile::kBytes, full,
-          n * Traits::kKeys, work.q, work.h / p_.bias.heads_per_bias_head, work.b, Keep::kFirst);
+      load_blocks<typename Traits::BiasTile>(launch_.bias, shared_.bias(bias_at_.stage), full, n * Traits::kKeys,
+                                             work.q, work.h / p_.bias.heads_per_bias_head, work.b, Keep::kFirst);
     }
     bias_at_.advance();
   }
@@ -210,6 +224,7 @@ class ForwardProducer {
   const ForwardShared<Traits>& shared_;
   const bool leads_;
   RingPosition<kStages> key_at_, value_at_, bias_at_;
+  RingPosition<Traits::kMaskStages> mask_at_;
   RingPosition<2> work_at_;
   RingPosition<1> query_at_;
 };

@@ -39,13 +39,20 @@ struct ForwardTraits {
   static constexpr BiasForm kBias = kBias_;
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;
-  static constexpr ForwardTile kTile = forward_tile(kHeadDim);
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBiased);
   static constexpr int kGroups = kTile.groups;  // of consumers
+  // The copies of masks beside all else take the producer more registers.
+  static constexpr bool kBusyProducer = kMasked && kBiased;
+  static constexpr int kProducerRegisters = kTile.producer_registers + (kBusyProducer ? 16 : 0);
+  static constexpr int kConsumerRegisters = kTile.consumer_registers - (kBusyProducer ? 8 : 0);
   static constexpr int kConsumers = kGroups * kGroupThreads;
   static constexpr int kThreads = kConsumers + kGroupThreads;
   static constexpr int kQueries = kGroups * kGroupRows, kKeys = kTile.keys;
   static constexpr int kN = kKeys / 8, kNO = kHeadDim / 8;
   static constexpr int kStages = 2;
+  static constexpr int kMaskWords = kKeys / 32;  // of a mask row, in a key tile
+  static constexpr int kMaskBytes = kMasked ? kQueries * kMaskWords * 4 : 0;
+  static constexpr int kMaskStages = kBiased ? 1 : kStages;  // shared memory is full of biases
 
   using QueryTile = BlockedTile<kQueries, kHeadDim>;
   using KeyTile = BlockedTile<kKeys, kHeadDim>;
@@ -57,11 +64,13 @@ struct ForwardTraits {
   static constexpr int kKeyOffset = kQueryOffset + QueryTile::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * KeyTile::kBytes;
   static constexpr int kBiasOffset = kValueOffset + kStages * KeyTile::kBytes;
-  static constexpr int kSlotOffset = kBiasOffset + (kBiased ? kStages * BiasTile::kBytes : 0);
+  static constexpr int kMaskOffset = kBiasOffset + (kBiased ? kStages * BiasTile::kBytes : 0);
+  static constexpr int kSlotOffset = kMaskOffset + kMaskStages * kMaskBytes;
   static constexpr int kNoteOffset = kSlotOffset + (kSlots ? kStages * Slots::kBytes : 0);
   static constexpr int kWorkOffset = kNoteOffset + kStages * static_cast<int>(sizeof(KeyNote));
   static constexpr int kRingOffset = kWorkOffset + round_up(2 * static_cast<int>(sizeof(Work)), 16);
-  static constexpr int kSharedBytes = kRingOffset + (3 * kStages + 2 + 1) * 16;
+  static constexpr int kSharedBytes = kRingOffset + (3 * kStages + kMaskStages + 2 + 1) * 16;
+  static_assert(kSharedBytes <= 227 * 1024);
 };
 
 // The block's shared memory by name.
@@ -78,8 +87,11 @@ struct ForwardShared {
   FDMA_DEVICE uint32_t slots(int stage) const { return base + Traits::kSlotOffset + stage * Traits::Slots::kBytes; }
   FDMA_DEVICE Ring<kStages> keys() const { return {base + Traits::kRingOffset}; }
   FDMA_DEVICE Ring<kStages> values() const { return {keys().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE uint32_t bias(int stage) const { return base + Traits::kBiasOffset + stage * Traits::BiasTile::kBytes; }
+  FDMA_DEVICE uint32_t mask(int stage) const { return base + Traits::kMaskOffset + stage * Traits::kMaskBytes; }
   FDMA_DEVICE Ring<kStages> biases() const { return {values().address + Ring<kStages>::kBytes}; }
-  FDMA_DEVICE Ring<2> works() const { return {biases().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<Traits::kMaskStages> masks() const { return {biases().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<2> works() const { return {masks().address + Ring<Traits::kMaskStages>::kBytes}; }
   FDMA_DEVICE Ring<1> queries() const { return {works().address + Ring<2>::kBytes}; }
 
   FDMA_DEVICE void init_barriers() const {
@@ -87,6 +99,7 @@ struct ForwardShared {
     keys().init(1, kWarps);
     values().init(1, kWarps);
     biases().init(1, kWarps);
+    masks().init(32, kWarps);
     works().init(1, kWarps);
     queries().init(1, kWarps);
     publish_barriers();

@@ -10,8 +10,9 @@ struct ForwardTile {
   int keys;
   int consumer_registers, producer_registers;
 };
-constexpr ForwardTile forward_tile(int head_dim) {
-  if (head_dim <= 64) return {3, 128, 160, 32};
+// `biased`: a tile of the bias goes through registers, too.
+constexpr ForwardTile forward_tile(int head_dim, bool biased) {
+  if (head_dim <= 64 && !biased) return {3, 128, 160, 32};
   if (head_dim <= 128) return {2, 128, 240, 24};
   return {2, 64, 240, 24};
 }
