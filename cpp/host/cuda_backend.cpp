@@ -1,9 +1,10 @@
 // The CUDA backend: turns a checked problem into kernel parameters and starts the kernels.
 #include <cuda_runtime_api.h>
 
-#include <optional>
+#include <memory>
 
 #include "host/backend.hpp"
+#include "host/cuda_compact.hpp"
 #include "host/cuda_device.hpp"
 #include "host/cuda_params.hpp"
 #include "host/cuda_slots.hpp"
@@ -64,6 +65,15 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
     }
   }
   params.mask = packed_mask_view(mask.layout, packed, problem.heads_q);
+}
+
+// Gives the params what says which keys they see. Keys in an order of their own are for the result to gather.
+std::unique_ptr<ReorderedCall> bind_keys(AttentionParams& params, const AttentionProblem& problem, Workspace& workspace,
+                                         cudaStream_t stream) {
+  if (problem.runs_on_slots()) return std::make_unique<SlotCall>(problem, params, workspace);
+  bind_mask(params, problem, workspace, stream);
+  if (problem.compacts()) return std::make_unique<CompactCall>(problem, params, workspace);
+  return nullptr;
 }
 
 const AttentionKernels& kernels_for(const AttentionProblem& problem) {
@@ -208,14 +218,9 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.pages.pages_per_sequence = problem.pages.pages_per_sequence;
   params.pages.page_size = problem.pages ? narrow(problem.pages.page_size, "the page size") : 1;
   params.pages.pages = narrow(problem.pages.pages, "the number of pages");
-  if (problem.runs_on_slots()) {
-    SlotCall slots(problem, params, workspace);
-    if (workspace.counting()) return;
-    slots.gather(params, stream);
-  } else {
-    bind_mask(params, problem, workspace, stream);
-    if (workspace.counting()) return;
-  }
+  const std::unique_ptr<ReorderedCall> reordered = bind_keys(params, problem, workspace, stream);
+  if (workspace.counting()) return;
+  if (reordered) reordered->gather(params, stream);
   clear_unreached_rows(params, problem.out, false, problem.lse, stream);
   check(kernels.forward(params, stream), "attention forward");
 }
@@ -228,17 +233,14 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   const DeviceGuard guard(problem.device.index);
   const AttentionKernels& kernels = kernels_for(problem);
   BackwardParams params = backward_params(problem);
-  std::optional<SlotCall> slots;
-  if (problem.runs_on_slots()) {
-    slots.emplace(problem, params, workspace);
-    slots->take_gradients(problem, params, workspace);
-  }
-  const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
   const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
-  if (has_scores && !slots) bind_mask(params, problem, workspace, stream);
+  std::unique_ptr<ReorderedCall> reordered;
+  if (has_scores) reordered = bind_keys(params, problem, workspace, stream);
+  if (reordered) reordered->take_gradients(problem, params, workspace);
+  const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, roomy);
   if (workspace.counting()) return;
   if (!has_scores) return backward_without_scores(problem, stream);
-  if (slots) slots->gather(params, stream);
+  if (reordered) reordered->gather(params, stream);
 
   clear_unreached_rows(params, problem.grad_query, false, nullptr, stream);
   clear_unreached_rows(params, problem.grad_key, true, nullptr, stream);
@@ -251,12 +253,12 @@ void backward_with_tiles(const BackwardProblem& problem, Workspace& workspace, f
   if (problem.grad_query) check(kernels.finish_backward(params, roomy, stream), "the gradient of the query");
   if (params.bias_grad == BiasGradMode::kBatched) {
     check(kernels.bias_gradient(params, stream), "the gradient of the bias");
-  } else if (params.bias_grad == BiasGradMode::kKeys && slots) {
-    slots->reduce_bias_gradient(params, stream);
+  } else if (params.bias_grad == BiasGradMode::kKeys && reordered) {
+    reordered->reduce_bias_gradient(params, stream);
   } else if (params.bias_grad == BiasGradMode::kKeys || params.bias_grad == BiasGradMode::kRows) {
     check(launch_reduce_bias_gradient(params, stream), "the gradient of the bias");
   }
-  if (slots) slots->scatter(problem, params, stream);
+  if (reordered) reordered->scatter(problem, params, stream);
 }
 
 }  // namespace fdma::cuda

@@ -34,6 +34,13 @@ cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const
 // Lists of keys as a packed mask.
 cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t stream);
 
+// A packed mask with its keys in an order that follows from it. See policy/compact.hpp.
+cudaError_t compact_sort_bytes(const CompactParams& params, size_t& bytes);
+cudaError_t launch_compact_mask(const CompactParams& params, cudaStream_t stream);
+// Biases in that order and in their own type: (batch, heads, pitch) elements, of which `slots` are biases and the rest
+// zero.
+cudaError_t launch_order_bias(const SlotBiasParams& params, void* target, int32_t pitch, cudaStream_t stream);
+
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);
 

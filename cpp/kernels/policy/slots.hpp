@@ -32,8 +32,9 @@ struct SlotOrder {
   int bits = 1;  // of a number, or of the mark of hidden keys, which has all of them
   int end_bits = 1, epoch_shift = 0;
 
-  FDMA_HOST_DEVICE explicit SlotOrder(int32_t keys) {
-    while (end_bits < 31 && (1 << end_bits) <= keys) ++end_bits;
+  FDMA_HOST_DEVICE explicit SlotOrder(int32_t keys) : SlotOrder(keys, keys) {}
+  FDMA_HOST_DEVICE SlotOrder(int32_t keys, int32_t last_end) {
+    while (end_bits < 31 && (1 << end_bits) <= last_end) ++end_bits;
     while ((1 << epoch_shift) < kSlotEpoch || (keys >> epoch_shift) >= (1 << (31 - end_bits))) ++epoch_shift;
     bits = end_bits;
     while (((keys >> epoch_shift) >> (bits - end_bits)) != 0) ++bits;
@@ -43,6 +44,8 @@ struct SlotOrder {
   FDMA_HOST_DEVICE uint32_t place(int rank, int end) const {
     return static_cast<uint32_t>(rank >> epoch_shift) << end_bits | static_cast<uint32_t>(end);
   }
+  // Behind all places.
+  FDMA_HOST_DEVICE uint32_t hidden() const { return 0xffffffffu >> (32 - bits); }
 };
 
 // Of several spans.
@@ -61,7 +64,8 @@ struct SpanSummary {
   FDMA_HOST_DEVICE bool all(int first, int last) const { return last_begin <= first && first_end > last; }
 };
 
-// The slots of a call: one list for each (batch, head) of the mask.
+// The slots of a call: one list for each (batch, head) of the mask. Without spans they are the order of keys under a
+// packed mask (policy/compact.hpp), and only `slots` and the strides of lists are set.
 struct SlotView {
   const Span* spans = nullptr;                          // [list][slots]
   const SpanSummary* groups = nullptr;                  // [list][slots / kSlotGroup]
