@@ -8,8 +8,8 @@
 //
 // The order is that of slots (policy/slots.hpp) at the grain of query tiles: by epochs of kSlotEpoch keys in the order
 // in which query tiles first see them, inside an epoch by the last query tile that does. Keys that no query sees come
-// last. It is used where it leaves enough fewer live tiles; otherwise keys stay in their natural order, which is decided
-// where the mask is: the host does not wait for it.
+// last. It is used where it leaves enough fewer live tiles; otherwise keys stay in their natural order, which is
+// decided where the mask is: the host does not wait for it.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@
 
 namespace fdma {
 
-// Shorter calls have few tiles to lose: at 512 queries a tile of keys has 8 rows of tiles, and ordering costs as much as
-// that.
+// Shorter calls have few tiles to lose: at 512 queries a tile of keys has 8 rows of tiles, and ordering costs as much
+// as that.
 inline constexpr int64_t kCompactMinQueries = 512, kCompactMinKeys = 2048;
 // The bits of a query's keys have to fit into the shared memory of a block.
 inline constexpr int64_t kCompactMaxKeys = int64_t{1} << 18;
@@ -29,9 +29,9 @@ inline constexpr int64_t kCompactMaxKeys = int64_t{1} << 18;
 // whole mask have to take 0.5 ms at 500 TFLOP/s: 4 FLOP to each of these.
 inline constexpr double kCompactMinProducts = 68719476736.0;
 
-// Whether the order pays. An H100 spends 2.1 ns on a live tile of one query head of dim 64 (1 MFLOP at 500 TFLOP/s), and
-// about 1.4 ns on bringing its bits into the order: even at 0.6 of the tiles. Wider heads, more of them on the same mask,
-// and backward gain earlier.
+// Whether the order pays. An H100 spends 2.1 ns on a live tile of one query head of dim 64 (1 MFLOP at 500 TFLOP/s),
+// and about 1.4 ns on bringing its bits into the order: even at 0.6 of the tiles. Wider heads, more of them on the same
+// mask, and backward gain earlier.
 FDMA_HOST_DEVICE bool compaction_pays(uint64_t natural_tiles, uint64_t ordered_tiles) {
   return 5 * ordered_tiles <= 3 * natural_tiles;
 }
@@ -43,7 +43,9 @@ FDMA_HOST_DEVICE uint32_t keys_before(int64_t limit, int64_t word) {
 }
 
 // Query tiles (64 rows) that see a key: one bit each, in words of 32 tiles.
-FDMA_HOST_DEVICE int64_t query_words(const PackedMaskLayout& layout) { return ceil_div<int64_t>(layout.row_tiles(), 32); }
+FDMA_HOST_DEVICE int64_t query_words(const PackedMaskLayout& layout) {
+  return ceil_div<int64_t>(layout.row_tiles(), 32);
+}
 
 FDMA_HOST_DEVICE int lowest_bit(uint32_t word) {
 #if defined(__CUDA_ARCH__)
@@ -72,8 +74,8 @@ FDMA_HOST_DEVICE Span query_tile_span(const uint32_t* words, int64_t stride, int
   return span;
 }
 
-// Where a key goes. Keys are counted by the query tile that first sees them, in at most kBins bins of tiles; the keys of
-// earlier bins decide the epoch. Keys of the same place stay in their natural order.
+// Where a key goes. Keys are counted by the query tile that first sees them, in at most kBins bins of tiles; the keys
+// of earlier bins decide the epoch. Keys of the same place stay in their natural order.
 struct CompactOrder {
   static constexpr int kBins = 1024;
   SlotOrder order;

@@ -30,8 +30,8 @@ FDMA_DEVICE bool tile_is_live(const CompactParams& p, int64_t list, int64_t quer
   return ((tiles[w / 64] >> (w / 2 % 32)) & 1u) != 0;
 }
 
-// A block takes 32 query tiles, one a warp, and 1024 keys, one word a lane: the OR of each warp's rows, turned from bits
-// of keys to bits of query tiles.
+// A block takes 32 query tiles, one a warp, and 1024 keys, one word a lane: the OR of the rows of each warp, turned from
+// bits of keys to bits of query tiles.
 __global__ void __launch_bounds__(kRowThreads) see_keys_kernel(const __grid_constant__ CompactParams p) {
   __shared__ uint32_t any[32][33];
   const PackedMaskLayout& layout = p.layout;
@@ -184,7 +184,8 @@ struct MaskRows {
     uint4 bits = make_uint4(0, 0, 0, 0);
     if (row >= rows) return bits;
     if (!tile_is_live(p, list, query_tile, word) && !tile_is_live(p, list, query_tile, word + 2)) return bits;
-    bits = __ldcs(reinterpret_cast<const uint4*>(p.natural_rows + (list * p.layout.rows + first + row) * row_words + word));
+    const uint32_t* source = p.natural_rows + (list * p.layout.rows + first + row) * row_words + word;
+    bits = __ldcs(reinterpret_cast<const uint4*>(source));
     bits.x = visible_word(p, bits.x, first + row, word);
     bits.y = visible_word(p, bits.y, first + row, word + 1);
     bits.z = visible_word(p, bits.z, first + row, word + 2);
@@ -200,8 +201,8 @@ struct MaskRows {
   }
 };
 
-// The bits in the order of the slots, every word of the result. Rows are staged in shared memory; a warp takes 256 slots
-// at a time, a lane a slot of each word, and one ballot makes a word of a row. Words of tiles that are not live are
+// The bits in the order of the slots, every word of the result. Rows are staged in shared memory; a warp takes 256
+// slots at a time, a lane a slot of each word, and one ballot makes a word of a row. Words of tiles that are not live are
 // zero without a look at the bits.
 template <int kRows>
 __global__ void __launch_bounds__(kThreads) order_mask_kernel(const __grid_constant__ CompactParams p) {

@@ -81,8 +81,9 @@ std::vector<C> small_cases() {
 // By the rule for sizes; on CUDA they are too little work, and asked for.
 std::vector<C> long_cases(Compaction when) {
   const auto make_long = [&](const char* name, MaskPattern pattern, int64_t length) {
-    return C(name).batches(1).heads(2, 1).dim(16).lengths(length, length).mask(FDMA_BOOL, kMask, pattern).bits().compacted(
-        when);
+    C c(name);
+    c.batches(1).heads(2, 1).dim(16).lengths(length, length);
+    return c.mask(FDMA_BOOL, kMask, pattern).bits().compacted(when);
   };
   return {
       make_long("long_top_keys", MaskPattern::kTopKeys, 2100).causal().bias(FDMA_FLOAT32, kBias),

@@ -167,7 +167,7 @@ TEST(CompactOfMasks, CausalityCounts) {
   const Ordered mask(600, 2100, true, [](int64_t q, int64_t k) { return k > q + 1500; });
   EXPECT_TRUE(mask.is_natural());
   const Ordered hidden(600, 2100, true, [](int64_t, int64_t k) { return k % 16 == 0 || k == 2099; });
-  EXPECT_EQ(hidden.keys[131], 2096 - 0) << "the last of the keys that the last query tile sees first";
+  EXPECT_EQ(hidden.keys[131], 2096) << "the last of the keys that the last query tile sees first";
 }
 
 // A mask without a visible score.
