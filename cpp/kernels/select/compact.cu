@@ -30,8 +30,8 @@ FDMA_DEVICE bool tile_is_live(const CompactParams& p, int64_t list, int64_t quer
   return ((tiles[w / 64] >> (w / 2 % 32)) & 1u) != 0;
 }
 
-// A block takes 32 query tiles, one a warp, and 1024 keys, one word a lane: the OR of the rows of each warp, turned from
-// bits of keys to bits of query tiles.
+// A block takes 32 query tiles, one a warp, and 1024 keys, one word a lane: the OR of the rows of each warp, turned
+// from bits of keys to bits of query tiles.
 __global__ void __launch_bounds__(kRowThreads) see_keys_kernel(const __grid_constant__ CompactParams p) {
   __shared__ uint32_t any[32][33];
   const PackedMaskLayout& layout = p.layout;
@@ -202,8 +202,8 @@ struct MaskRows {
 };
 
 // The bits in the order of the slots, every word of the result. Rows are staged in shared memory; a warp takes 256
-// slots at a time, a lane a slot of each word, and one ballot makes a word of a row. Words of tiles that are not live are
-// zero without a look at the bits.
+// slots at a time, a lane a slot of each word, and one ballot makes a word of a row. Words of tiles that are not live
+// are zero without a look at the bits.
 template <int kRows>
 __global__ void __launch_bounds__(kThreads) order_mask_kernel(const __grid_constant__ CompactParams p) {
   constexpr int kUnitWords = 8;
