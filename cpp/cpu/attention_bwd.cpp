@@ -286,7 +286,7 @@ void Backward::by_bias(int64_t item, const Scratch& s) const {
   sums.finish();
 }
 
-// The call as it is described: keys that a mask lists have been put in order.
+// The call as it is described: keys have been put in order where the mask asks for it.
 void run_backward(const BackwardProblem& problem, Workspace& workspace) {
   const void* mask = packed_mask(problem, workspace);
   const QueryBlocks blocks(problem, 14.0 * static_cast<double>(problem.head_dim));
@@ -315,7 +315,7 @@ void run_backward(const BackwardProblem& problem, Workspace& workspace) {
 }  // namespace
 
 void backward(const BackwardProblem& problem, Workspace& workspace) {
-  if (!problem.runs_on_slots()) return run_backward(problem, workspace);
+  if (!problem.runs_on_slots() && !problem.compacts()) return run_backward(problem, workspace);
   SlotCall slots(problem, workspace);
   slots.take_gradients(problem, workspace);
   if (!workspace.counting()) slots.gather(problem);

@@ -128,7 +128,7 @@ void Forward::store_output(const QueryBlock& block, const QueryTile& tile, const
   kernels_.store_rows(scratch.acc + tile.first_row * row_, row_, inverse_sums, p_.head_dim, out);
 }
 
-// The call as it is described: keys that a mask lists have been put in order.
+// The call as it is described: keys have been put in order where the mask asks for it.
 void run_forward(const ForwardProblem& problem, Workspace& workspace) {
   const void* mask = packed_mask(problem, workspace);
   const QueryBlocks blocks(problem, 4.0 * static_cast<double>(problem.head_dim));
@@ -159,7 +159,7 @@ void run_forward(const ForwardProblem& problem, Workspace& workspace) {
 }  // namespace
 
 void forward(const ForwardProblem& problem, Workspace& workspace) {
-  if (!problem.runs_on_slots()) return run_forward(problem, workspace);
+  if (!problem.runs_on_slots() && !problem.compacts()) return run_forward(problem, workspace);
   const SlotCall slots(problem, workspace);
   if (!workspace.counting()) slots.gather(problem);
   run_forward(slots.on_slots(problem), workspace);

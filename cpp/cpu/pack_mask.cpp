@@ -52,14 +52,6 @@ void expand_row(const AttentionProblem& problem, const SequenceExtents& sequence
   }
 }
 
-// Threads for writing a packed mask.
-int pack_threads(int requested, const PackedMaskLayout& layout) {
-  constexpr double kFlopsAScore = 16;
-  const double scores =
-      static_cast<double>(layout.batch * layout.heads * layout.rows) * static_cast<double>(layout.keys);
-  return thread_count(requested, mask_row_tiles(layout), kFlopsAScore * scores);
-}
-
 // Lists of keys as a packed mask.
 void expand_lists(const AttentionProblem& problem, uint32_t* packed) {
   const PackedMaskLayout& layout = problem.mask.layout;
@@ -75,6 +67,13 @@ void expand_lists(const AttentionProblem& problem, uint32_t* packed) {
 }
 
 }  // namespace
+
+int pack_threads(int requested, const PackedMaskLayout& layout) {
+  constexpr double kFlopsAScore = 16;
+  const double scores =
+      static_cast<double>(layout.batch * layout.heads * layout.rows) * static_cast<double>(layout.keys);
+  return thread_count(requested, mask_row_tiles(layout), kFlopsAScore * scores);
+}
 
 const void* packed_mask(const AttentionProblem& problem, Workspace& workspace) {
   const MaskProblem& mask = problem.mask;

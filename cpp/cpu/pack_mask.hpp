@@ -13,6 +13,9 @@ inline int64_t mask_row_tiles(const PackedMaskLayout& layout) {
   return layout.batch * layout.heads * layout.row_tiles();
 }
 
+// Threads for writing a packed mask.
+int pack_threads(int requested, const PackedMaskLayout& layout);
+
 // Writes all of a packed mask. write_row(worker, batch, head, row, words) fills the words of one row, padding included;
 // the bits of tiles follow from them. Tiles of rows run in parallel.
 template <typename WriteRow>

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/compact.hpp"
+#include "cpu/pack_mask.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
@@ -28,12 +30,16 @@ int move_threads(const AttentionProblem& problem, int64_t items, int64_t bytes) 
 }  // namespace
 
 SlotCall::SlotCall(const AttentionProblem& problem, Workspace& workspace) {
-  const KeyListProblem& lists = problem.mask.lists;
-  slots_ = round_up<int64_t>(lists.width, kSlotPadding);
-  lists_ = lists.lists();
+  const bool compacts = problem.compacts();
+  slots_ = compacts ? problem.len_k : round_up<int64_t>(problem.mask.lists.width, kSlotPadding);
+  lists_ = problem.order_batch() * problem.order_heads();
   keys_ = workspace.take<int32_t>(lists_ * slots_);
-  spans_ = workspace.take<Span>(lists_ * slots_);
-  groups_ = workspace.take<SpanSummary>(lists_ * (slots_ / kSlotGroup));
+  if (compacts) {
+    natural_mask_ = static_cast<const uint32_t*>(packed_mask(problem, workspace));
+    mask_ = workspace.take<uint32_t>(problem.mask.layout.bytes() / 4);
+  } else {
+    take_spans(workspace);
+  }
   slot_of_key_ = workspace.take<int32_t>(lists_ * problem.len_k);
   const int64_t row_bytes = problem.head_dim * dtype_size(problem.dtype);
   const int64_t tensor_bytes = problem.batch * problem.heads_kv * slots_ * row_bytes;
@@ -42,12 +48,17 @@ SlotCall::SlotCall(const AttentionProblem& problem, Workspace& workspace) {
   if (problem.bias.kind != FDMA_BIAS_NONE) {
     bias_ = workspace.take<float>(problem.slot_bias_batch() * problem.slot_bias_heads() * slots_);
   }
-  view_.spans = spans_;
-  view_.groups = groups_;
   view_.slots = static_cast<int32_t>(slots_);
   view_.shift = static_cast<int32_t>(problem.len_k - problem.len_q);
-  view_.list_stride_batch = lists.batch == 1 ? 0 : static_cast<int32_t>(lists.heads);
-  view_.list_stride_head = lists.heads == 1 ? 0 : 1;
+  view_.list_stride_batch = problem.order_batch() == 1 ? 0 : static_cast<int32_t>(problem.order_heads());
+  view_.list_stride_head = problem.order_heads() == 1 ? 0 : 1;
+}
+
+void SlotCall::take_spans(Workspace& workspace) {
+  spans_ = workspace.take<Span>(lists_ * slots_);
+  groups_ = workspace.take<SpanSummary>(lists_ * (slots_ / kSlotGroup));
+  view_.spans = spans_;
+  view_.groups = groups_;
 }
 
 void SlotCall::take_gradients(const BackwardProblem& problem, Workspace& workspace) {
@@ -72,10 +83,15 @@ void SlotCall::describe(AttentionProblem& problem) const {
   const int64_t bias_batch = problem.slot_bias_batch(), bias_heads = problem.slot_bias_heads();
   problem.key = rows_view(problem, key_);
   problem.value = rows_view(problem, value_);
+  if (problem.runs_on_slots()) {
+    problem.mask = MaskProblem{};
+    problem.slots = view_;
+  } else {
+    problem.mask.kind = FDMA_MASK_BITS;
+    problem.mask.packed = mask_;
+  }
   problem.len_k = slots_;
-  problem.is_causal = false;  // the spans say it
-  problem.mask = MaskProblem{};
-  problem.slots = view_;
+  problem.is_causal = false;  // spans or bits say it
   if (bias_ == nullptr) return;
   problem.bias.view.data = bias_;
   problem.bias.view.stride = {bias_batch == 1 ? 0 : bias_heads * slots_, slots_, 0, 1};
@@ -101,12 +117,28 @@ BackwardProblem SlotCall::on_slots(const BackwardProblem& problem) const {
 }
 
 void SlotCall::gather(const AttentionProblem& problem) const {
-  constexpr int64_t kBytesAKey = 256;  // sorting one is as much as moving these
-  parallel_for(move_threads(problem, lists_, problem.len_k * kBytesAKey), lists_,
-               [&](int, int64_t list) { fill_list(problem, list); });
+  if (problem.compacts()) {
+    fill_mask(problem);
+  } else {
+    constexpr int64_t kBytesAKey = 256;  // sorting one is as much as moving these
+    parallel_for(move_threads(problem, lists_, problem.len_k * kBytesAKey), lists_,
+                 [&](int, int64_t list) { fill_list(problem, list); });
+  }
   gather_rows(problem, problem.key, key_);
   gather_rows(problem, problem.value, value_);
   if (bias_ != nullptr) gather_bias(problem);
+}
+
+// As the kernels of select/compact.cu.
+void SlotCall::fill_mask(const AttentionProblem& problem) const {
+  const PackedMaskLayout& layout = problem.mask.layout;
+  const int threads = pack_threads(problem.num_threads, layout);
+  for (int64_t list = 0; list < lists_; ++list) {
+    int32_t* keys = keys_ + list * slots_;
+    order_keys(layout, natural_mask_, list, problem.len_q, problem.is_causal, threads, keys);
+    for (int64_t slot = 0; slot < slots_; ++slot) slot_of_key_[list * slots_ + keys[slot]] = static_cast<int32_t>(slot);
+  }
+  permute_mask(problem, natural_mask_, slot_of_key_, mask_);
 }
 
 // As the kernels of select/slots.cu.

@@ -1,4 +1,5 @@
-// A mask that lists keys, on the CPU: the call on those keys alone, in the order of their slots.
+// Calls on keys in an order of their own, on the CPU: on the keys that a mask lists alone, in the order of their slots,
+// or on all keys under a dense or packed mask in the order that makes the most of it (policy/compact.hpp).
 #pragma once
 
 #include "host/problem.hpp"
@@ -22,6 +23,8 @@ class SlotCall {
 
  private:
   void describe(AttentionProblem& problem) const;
+  void take_spans(Workspace& workspace);
+  void fill_mask(const AttentionProblem& problem) const;
   void fill_list(const AttentionProblem& problem, int64_t list) const;
   // Rows of keys in one order from those in the other. `source_of`, [list][rows]: the row to copy, -1 for zeros.
   template <typename Target, typename Source>
@@ -38,10 +41,12 @@ class SlotCall {
 
   int64_t slots_ = 0, lists_ = 0;
   SlotView view_;
-  int32_t* keys_ = nullptr;         // [list][slots]: -1 where there is none
-  Span* spans_ = nullptr;           // [list][slots]
-  SpanSummary* groups_ = nullptr;   // [list][slots / kSlotGroup]
-  int32_t* slot_of_key_ = nullptr;  // [list][Lk]: -1 for a hidden key
+  const uint32_t* natural_mask_ = nullptr;  // a packed mask, and
+  uint32_t* mask_ = nullptr;                // the same in the order of slots; null for lists, which have spans
+  int32_t* keys_ = nullptr;                 // [list][slots]: -1 where there is none
+  Span* spans_ = nullptr;                   // [list][slots]
+  SpanSummary* groups_ = nullptr;           // [list][slots / kSlotGroup]
+  int32_t* slot_of_key_ = nullptr;          // [list][Lk]: -1 for a hidden key
   char *key_ = nullptr, *value_ = nullptr, *grad_key_ = nullptr, *grad_value_ = nullptr;  // (B, H_kv, slots, D)
   float *bias_ = nullptr, *grad_bias_ = nullptr;  // (slot_bias_batch, slot_bias_heads, slots)
 };

@@ -1,9 +1,10 @@
 // The CUDA backend: turns a checked problem into kernel parameters and starts the kernels.
 #include <cuda_runtime_api.h>
 
-#include <optional>
+#include <memory>
 
 #include "host/backend.hpp"
+#include "host/cuda_compact.hpp"
 #include "host/cuda_device.hpp"
 #include "host/cuda_hopper.hpp"
 #include "host/cuda_kernels.hpp"
@@ -66,6 +67,15 @@ void bind_mask(AttentionParams& params, const AttentionProblem& problem, Workspa
     }
   }
   params.mask = packed_mask_view(mask.layout, packed, problem.heads_q);
+}
+
+// Gives the params what says which keys they see. Keys in an order of their own are for the result to gather.
+std::unique_ptr<ReorderedCall> bind_keys(AttentionParams& params, const AttentionProblem& problem, Workspace& workspace,
+                                         cudaStream_t stream) {
+  if (problem.runs_on_slots()) return std::make_unique<SlotCall>(problem, params, workspace);
+  bind_mask(params, problem, workspace, stream);
+  if (problem.compacts()) return std::make_unique<CompactCall>(problem, params, workspace);
+  return nullptr;
 }
 
 BiasGradMode bias_grad_mode(const BackwardProblem& problem) {
@@ -217,14 +227,9 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.pages.pages = narrow(problem.pages.pages, "the number of pages");
   const DeviceInfo& device = device_info(problem.device.index);
   params.work_counter = workspace.take<int32_t>(1);
-  if (problem.runs_on_slots()) {
-    SlotCall slots(problem, params, workspace);
-    if (workspace.counting()) return;
-    slots.gather(params, stream);
-  } else {
-    bind_mask(params, problem, workspace, stream);
-    if (workspace.counting()) return;
-  }
+  const std::unique_ptr<ReorderedCall> reordered = bind_keys(params, problem, workspace, stream);
+  if (workspace.counting()) return;
+  if (reordered) reordered->gather(params, stream);
   const bool hopper = hopper_serves_forward(params, kernels, device);
   clear_unreached_rows(params, problem.out, false, problem.lse, stream);
   check(hopper ? kernels.forward_sm90(params, device.multiprocessors, stream) : kernels.forward(params, stream),
@@ -237,23 +242,20 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   const bool roomy = device.roomy && kernel_family != KernelFamily::kSmallTiles;
   const AttentionKernels& kernels = kernels_for(problem);
   BackwardParams params = backward_params(problem);
-  std::optional<SlotCall> slots;
-  if (problem.runs_on_slots()) {
-    slots.emplace(problem, params, workspace);
-    slots->take_gradients(problem, params, workspace);
-  }
+  const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
+  std::unique_ptr<ReorderedCall> reordered;
+  if (has_scores) reordered = bind_keys(params, problem, workspace, stream);
+  if (reordered) reordered->take_gradients(problem, params, workspace);
   const bool hopper = hopper_serves_backward(params, kernels, device);
   const BackwardTile portable = backward_tile(kernels.head_dim, roomy);
   const int queries = hopper ? sm90::backward_tile(kernels.head_dim).queries : portable.queries;
-  if (slots) {
-    slots->order_blocks(problem, params, workspace, hopper ? sm90::kBackwardKeys : portable.keys, queries);
+  if (reordered) {
+    reordered->order_blocks(problem, params, workspace, hopper ? sm90::kBackwardKeys : portable.keys, queries);
   }
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, queries);
-  const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
-  if (has_scores && !slots) bind_mask(params, problem, workspace, stream);
   if (workspace.counting()) return;
   if (!has_scores) return backward_without_scores(problem, stream);
-  if (slots) slots->gather(params, stream);
+  if (reordered) reordered->gather(params, stream);
 
   clear_unreached_rows(params, problem.grad_query, false, nullptr, stream);
   clear_unreached_rows(params, problem.grad_key, true, nullptr, stream);
@@ -272,12 +274,12 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   }
   if (params.bias_grad == BiasGradMode::kBatched) {
     check(kernels.bias_gradient(params, stream), "the gradient of the bias");
-  } else if (params.bias_grad == BiasGradMode::kKeys && slots) {
-    slots->reduce_bias_gradient(params, stream);
+  } else if (params.bias_grad == BiasGradMode::kKeys && reordered) {
+    reordered->reduce_bias_gradient(params, stream);
   } else if (params.bias_grad == BiasGradMode::kKeys || params.bias_grad == BiasGradMode::kRows) {
     check(launch_reduce_bias_gradient(params, stream), "the gradient of the bias");
   }
-  if (slots) slots->scatter(problem, params, stream);
+  if (reordered) reordered->scatter(problem, params, stream);
 }
 
 }  // namespace fdma::cuda

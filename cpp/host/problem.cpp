@@ -2,6 +2,7 @@
 
 #include "host/dtype.hpp"
 #include "host/text.hpp"
+#include "kernels/policy/compact.hpp"
 
 namespace fdma {
 namespace {
@@ -43,6 +44,20 @@ bool AttentionProblem::runs_on_slots() const {
   if (mask.kind != FDMA_MASK_COLUMNS && mask.kind != FDMA_MASK_INTERVAL) return false;
   const bool shared = mask.lists.heads == 1 || mask.lists.heads == heads_kv;
   return shared && !sequences && (bias.kind == FDMA_BIAS_NONE || bias.rows == 1);
+}
+
+bool AttentionProblem::compacts() const {
+  if ((mask.kind != FDMA_MASK_DENSE && mask.kind != FDMA_MASK_BITS) || compaction == Compaction::kNever) return false;
+  const bool shared = mask.layout.heads == 1 || mask.layout.heads == heads_kv;
+  const bool keys_alone = bias.kind == FDMA_BIAS_NONE || bias.rows == 1;
+  const bool has_scores = batch > 0 && len_q > 0 && len_k > 0;
+  const bool possible = shared && keys_alone && has_scores && mask.layout.rows == len_q && !sequences && !pages &&
+                        len_k <= kCompactMaxKeys;
+  if (!possible || compaction == Compaction::kAnySize) return possible;
+  const double products = static_cast<double>(batch * heads_q) * static_cast<double>(len_q) *
+                          static_cast<double>(len_k) * static_cast<double>(head_dim);
+  return len_q >= kCompactMinQueries && len_k >= kCompactMinKeys &&
+         (device.type != FDMA_DEVICE_CUDA || products >= kCompactMinProducts);
 }
 
 SequenceExtents AttentionProblem::extents(int64_t b) const {

@@ -80,6 +80,10 @@ struct SequenceExtents {
   int64_t batch, len_q, len_k, q_begin, k_begin;
 };
 
+// When keys under a dense or packed mask are put into an order of their own (policy/compact.hpp), among the calls that
+// can be: tests ask for it at any size, and for the same call without it.
+enum class Compaction { kBySize, kNever, kAnySize };
+
 struct AttentionProblem {
   fdma_device device{};
   fdma_dtype dtype = FDMA_DTYPE_NONE;
@@ -95,6 +99,7 @@ struct AttentionProblem {
   float softcap = 0;  // 0 = off
   bool is_causal = false;
   int num_threads = 0;
+  Compaction compaction = Compaction::kBySize;
 
   int64_t group() const { return heads_q / heads_kv; }                     // query heads that share a kv head
   int64_t rows_q() const { return sequences ? sequences.rows_q : len_q; }  // of a query-like tensor, in one batch
@@ -107,9 +112,14 @@ struct AttentionProblem {
   // Whether the mask lists keys and the call can run on those keys alone, in the order of their slots
   // (policy/slots.hpp): query heads that share a kv head share its list, and the bias is the same for all query rows.
   bool runs_on_slots() const;
-  // Extents of the bias in the order of slots: one row for every (batch, head) of the bias and every list that it
-  // meets.
-  int64_t slot_bias_batch() const { return bias.batch == 1 && mask.lists.batch == 1 ? 1 : batch; }
+  // Whether the mask is dense or packed, the call can run on keys in an order that follows from the mask
+  // (policy/compact.hpp), and is of a size for it.
+  bool compacts() const;
+  // Extents of the bias in the order of slots: one row for every (batch, head) of the bias and every list, or head of a
+  // mask that compacts, that it meets.
+  int64_t order_batch() const { return runs_on_slots() ? mask.lists.batch : mask.layout.batch; }
+  int64_t order_heads() const { return runs_on_slots() ? mask.lists.heads : mask.layout.heads; }
+  int64_t slot_bias_batch() const { return bias.batch == 1 && order_batch() == 1 ? 1 : batch; }
   int64_t slot_bias_heads() const { return bias.heads == heads_q ? heads_q : heads_kv; }
   // Sequence b; where sequences have lengths of their own, of values that the host can read.
   SequenceExtents extents(int64_t b) const;

@@ -49,6 +49,12 @@ struct DecodeSelectPlan {
 DecodeSelectPlan plan_decode_select(ElementType type, int64_t rows, int64_t keys);
 cudaError_t launch_decode_select(const DecodeSelectParams& params, cudaStream_t stream);
 cudaError_t launch_combine_splits(const DecodeParams& params, ElementType type, cudaStream_t stream);
+// A packed mask with its keys in an order that follows from it. See policy/compact.hpp.
+cudaError_t compact_sort_bytes(const CompactParams& params, size_t& bytes);
+cudaError_t launch_compact_mask(const CompactParams& params, cudaStream_t stream);
+// Biases in that order and in their own type: (batch, heads, pitch) elements, of which `slots` are biases and the rest
+// zero.
+cudaError_t launch_order_bias(const SlotBiasParams& params, void* target, int32_t pitch, cudaStream_t stream);
 
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);

@@ -55,6 +55,12 @@ def test_selection_from_many_keys(values: str, bias_dtype: torch.dtype, libfdma_
     assert_as_the_reference(case, inputs, results)
 
 
+def assert_as_good(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Weights and results of both are rounded to the dtype, in different orders; values are of the order of 1."""
+    rounding = 4 * torch.finfo(expected.dtype).eps
+    torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding)
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_is_the_attention_of_the_last_queries(is_causal: bool, libfdma_target) -> None:
     case = DecodeCase("whole", used=(80, 80), whole=True, len_q=7, bias="BG1K")
@@ -62,7 +68,7 @@ def test_is_the_attention_of_the_last_queries(is_causal: bool, libfdma_target) -
     options = {"is_causal": is_causal, "keep_window_size": 30}
     names = {"key_cache": "key", "value_cache": "value"}
     expected = flash_dmattn_func(**{names.get(name, name): tensor for name, tensor in inputs.items()}, **options)
-    torch.testing.assert_close(flash_dmattn_with_kvcache(**inputs, **options), expected)
+    assert_as_good(flash_dmattn_with_kvcache(**inputs, **options), expected)
 
 
 def test_order_of_slots_does_not_matter(libfdma_target) -> None:
@@ -73,7 +79,7 @@ def test_order_of_slots_does_not_matter(libfdma_target) -> None:
     for name in ("key_cache", "value_cache"):
         inputs[name] = inputs[name][:, order]
     inputs["attn_bias"] = inputs["attn_bias"][..., order]
-    torch.testing.assert_close(flash_dmattn_with_kvcache(**inputs), expected)
+    assert_as_good(flash_dmattn_with_kvcache(**inputs), expected)
 
 
 def test_an_empty_slot_is_not_read(libfdma_target) -> None:

@@ -109,6 +109,33 @@ struct SlotBiasParams {
   const int32_t* keys = nullptr;
 };
 
+// A packed mask, and what launch_compact_mask makes of it. A list is a (batch, head) of the mask; query words are of 32
+// query tiles of 64 rows.
+struct CompactParams {
+  PackedMaskLayout layout;  // has a row for every query
+  bool is_causal = false;
+  const uint32_t* natural_rows = nullptr;
+  const uint32_t* natural_tiles = nullptr;
+  // Written: the mask in the order of the slots, causality included, and the order.
+  uint32_t* rows = nullptr;
+  uint32_t* tiles_of_rows = nullptr;
+  int32_t* keys = nullptr;         // [list][keys]: of each slot
+  int32_t* slot_of_key = nullptr;  // [list][keys]
+  // Scratch.
+  uint32_t* seen = nullptr;  // [list][query words][row_words * 32]: the query tiles that see each key
+  int32_t* bins = nullptr;   // [list][CompactOrder::kBins]
+  uint64_t* places[2] = {};  // [list][keys]
+  int32_t* order[2] = {};    // [list][keys]
+  uint32_t* natural_live = nullptr;      // [list][query words][tiles()]: the query tiles that see each tile of slots
+  uint32_t* ordered_live = nullptr;      // the same
+  unsigned long long* counts = nullptr;  // [list][2]: live tiles, natural and ordered
+  void* sort = nullptr;
+  size_t sort_bytes = 0;
+
+  FDMA_HOST_DEVICE int64_t lists() const { return layout.batch * layout.heads; }
+  FDMA_HOST_DEVICE int64_t tiles() const { return layout.row_words() / 2; }  // of slots, padding included
+};
+
 // A packed mask from lists of keys.
 struct ExpandParams {
   PackedMaskLayout layout;

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "host/backend.hpp"
@@ -13,14 +15,59 @@
 namespace fdma::test {
 namespace {
 
+// Makes key k of a (batch, head) visible to the positions [begin, end) that span(head, k) gives.
+template <typename SpanOf>
+void fill_spans(Tensor& mask, const SpanOf& span_of) {
+  const Shape& s = mask.shape();
+  for (int64_t head = 0; head < s[0] * s[1]; ++head) {
+    const std::vector<std::pair<int64_t, int64_t>> spans = span_of();
+    for (int64_t q = 0; q < s[2]; ++q) {
+      for (int64_t k = 0; k < s[3]; ++k) {
+        const auto& [begin, end] = spans[static_cast<size_t>(k)];
+        const int64_t position = q + s[3] - s[2];
+        mask.set((head * s[2] + q) * s[3] + k, begin <= position && position < end ? 1.0 : 0.0);
+      }
+    }
+  }
+}
+
+// Positions that see each key when every one keeps the best keys up to its own.
+std::vector<std::pair<int64_t, int64_t>> top_key_spans(int64_t keys, int64_t keep, std::mt19937_64& random) {
+  std::vector<std::pair<int64_t, int64_t>> spans;
+  std::set<std::pair<uint64_t, int64_t>> kept;
+  for (int64_t k = 0; k < keys; ++k) {
+    spans.emplace_back(k, keys);
+    kept.emplace(random(), k);
+    if (static_cast<int64_t>(kept.size()) <= keep) continue;
+    spans[static_cast<size_t>(kept.begin()->second)].second = k;
+    kept.erase(kept.begin());
+  }
+  return spans;
+}
+
 void fill_mask(Tensor& mask, MaskPattern pattern, std::mt19937_64& random) {
   const Shape& s = mask.shape();
+  if (pattern == MaskPattern::kTopKeys) {
+    return fill_spans(mask, [&] { return top_key_spans(s[3], s[3] / 8, random); });
+  }
+  if (pattern == MaskPattern::kSpans) {
+    return fill_spans(mask, [&] {
+      std::vector<std::pair<int64_t, int64_t>> spans;
+      for (int64_t k = 0; k < s[3]; ++k) {
+        const int64_t begin = s[3] - s[2] + static_cast<int64_t>(random() % static_cast<uint64_t>(s[2]));
+        const auto length = 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(s[2] / 16 + 1));
+        spans.emplace_back(begin, random() % 5 == 0 ? begin : begin + length);
+      }
+      return spans;
+    });
+  }
   const int64_t row_tiles = (s[2] + 63) / 64, key_tiles = (s[3] + 63) / 64;
   std::vector<bool> tile_visible(static_cast<size_t>(s[0] * s[1] * row_tiles * key_tiles));
   for (size_t i = 0; i < tile_visible.size(); ++i) tile_visible[i] = random() % 5 == 0;
   for (int64_t i = 0; i < mask.size(); ++i) {
     const int64_t k = i % s[3], q = i / s[3] % s[2], head = i / s[3] / s[2];
     bool visible = pattern == MaskPattern::kEverything;
+    if (pattern == MaskPattern::kBand) visible = std::abs(q * s[3] / s[2] - k) < 40;
     if (pattern == MaskPattern::kRandom) visible = random() % 2 == 0 && q % 16 != 3;
     if (pattern == MaskPattern::kBlocks) {
       visible =
@@ -32,6 +79,15 @@ void fill_mask(Tensor& mask, MaskPattern pattern, std::mt19937_64& random) {
 
 void expect_success(fdma_status status, const char* what) {
   ASSERT_EQ(status, FDMA_SUCCESS) << what << ": " << fdma_status_name(status) << ": " << fdma_last_error_message();
+}
+
+// `reserve(bytes)`: the address of so much scratch.
+template <typename Problem, typename Reserve>
+void run_past_api(const Problem& problem, fdma_stream stream, const Reserve& reserve) {
+  Workspace size;
+  run(problem, size, stream);
+  Workspace workspace(reserve(size.used()));
+  run(problem, workspace, stream);
 }
 
 int64_t longest(const std::vector<int64_t>& lengths) {
@@ -323,14 +379,27 @@ void AttentionCall::forward(int num_threads, fdma_stream stream) {
   params.num_threads = num_threads;
   params.packed_mask = packed_mask_.describe();
   params.block_table = block_table_.describe();
+  if (c_.compaction != Compaction::kBySize) {
+    ForwardProblem problem = make_forward_problem(params, true);
+    problem.compaction = c_.compaction;
+    run_past_api(problem, stream, [&](size_t bytes) {
+      reserve_forward_workspace(bytes);
+      return forward_workspace_.data();
+    });
+    return;
+  }
   expect_success(fdma_attention_forward_supported(&params), "supported");
   size_t bytes = 0;
   expect_success(fdma_attention_forward_workspace_size(&params, &bytes), "workspace_size");
+  reserve_forward_workspace(bytes);
+  expect_success(fdma_attention_forward(&params, forward_workspace_.data(), bytes, stream), "forward");
+}
+
+void AttentionCall::reserve_forward_workspace(size_t bytes) {
   if (bytes > forward_bytes_ || forward_workspace_.data() == nullptr) {
     forward_workspace_ = DeviceMemory(device_, bytes);
     forward_bytes_ = bytes;
   }
-  expect_success(fdma_attention_forward(&params, forward_workspace_.data(), bytes, stream), "forward");
 }
 
 fdma_attention_backward_params AttentionCall::backward_params(bool deterministic, int num_threads) {
@@ -365,6 +434,15 @@ void AttentionCall::reserve_backward_workspace(size_t bytes) {
 
 void AttentionCall::backward(bool deterministic, int num_threads, fdma_stream stream) {
   const fdma_attention_backward_params params = backward_params(deterministic, num_threads);
+  if (c_.compaction != Compaction::kBySize) {
+    BackwardProblem problem = make_backward_problem(params, true);
+    problem.compaction = c_.compaction;
+    run_past_api(problem, stream, [&](size_t bytes) {
+      reserve_backward_workspace(bytes);
+      return backward_workspace_.data();
+    });
+    return;
+  }
   expect_success(fdma_attention_backward_supported(&params), "supported");
   size_t bytes = 0;
   expect_success(fdma_attention_backward_workspace_size(&params, &bytes), "workspace_size");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fdma/fdma.h"
+#include "host/problem.hpp"
 #include "kernels/policy/mask_bits.hpp"
 #include "tests/support/reference.hpp"
 #include "tests/support/tensor.hpp"
@@ -25,7 +26,10 @@ enum class MaskPattern {
   kRandom,   // each score visible with probability one half; some rows see nothing
   kBlocks,   // one in five 64 x 64 tiles has visible scores
   kNothing,  // no score is visible
-  kEverything
+  kEverything,
+  kSpans,    // each key visible to a few rows on end; one key in five to none
+  kTopKeys,  // causal: an eighth of the keys, the best by a value of the key alone
+  kBand      // keys around the diagonal
 };
 
 // Lengths of the sequences of a case, and how their rows lie in the tensors.
@@ -53,6 +57,7 @@ struct AttentionCase {
   fdma_dtype bias_dtype = FDMA_DTYPE_NONE;  // NONE: no bias
   ScoreShape bias_shape;
   bool bias_hides = false;  // one bias element in eight is -inf
+  Compaction compaction = Compaction::kBySize;
   bool keep_bits = false;   // backward takes the packed mask that forward wrote
   bool with_grad_lse = false;
   bool query_grad = true, key_grad = true, value_grad = true, bias_grad = true;
@@ -85,6 +90,8 @@ struct AttentionCase {
   AttentionCase& bias(fdma_dtype dtype, ScoreShape shape = {}) { return bias_dtype = dtype, bias_shape = shape, *this; }
   AttentionCase& hiding_bias() { return bias_hides = true, *this; }
   AttentionCase& bits() { return keep_bits = true, *this; }
+  // The call is made past the C API, which offers no choice.
+  AttentionCase& compacted(Compaction when = Compaction::kAnySize) { return compaction = when, *this; }
   AttentionCase& grad_lse() { return with_grad_lse = true, *this; }
   AttentionCase& gradients(bool query, bool key, bool value, bool bias) {
     return query_grad = query, key_grad = key, value_grad = value, bias_grad = bias, *this;
@@ -142,6 +149,7 @@ class AttentionCall {
   std::vector<double> key_values(const Tensor& tensor) const;
   template <typename Body>
   void for_each_score(const Body& body) const;
+  void reserve_forward_workspace(size_t bytes);
   fdma_attention_backward_params backward_params(bool deterministic, int num_threads);
   void reserve_backward_workspace(size_t bytes);
   ReferenceProblem reference_layout() const;  // without values
