@@ -13,11 +13,11 @@ import torch
 
 import flash_dmattn
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "dynamic_mask_attention.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run_example(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(EXAMPLE), *arguments]
+def run_example(*arguments: str, name: str = "dynamic_mask_attention") -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
     # In its interpreter Triton would serve CPU tensors.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -54,6 +54,24 @@ def test_example_on_the_cpu(arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "backend    cpu on CPU" in done.stdout
     assert "passed     output and all gradients" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--length 700 --chunk 200 --keep 64 --steps 5 --dtype bfloat16", "--length 300 --chunk 300 --keep 400 --steps 2"],
+)
+def test_long_prefill_on_the_cpu(arguments: str) -> None:
+    done = run_example("--device", "cpu", *arguments.split(), name="long_prefill")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed     rows 0, " in done.stdout
+
+
+@pytest.mark.gpu
+def test_long_prefill_of_a_million_tokens() -> None:
+    done = run_example(name="long_prefill")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "prefill    1048576 tokens in 16 chunks" in done.stdout
+    assert "passed     rows 0, 2048, 65536, 524288, 1048575" in done.stdout
 
 
 def test_example_says_why_a_backend_cannot_run() -> None:

@@ -23,25 +23,26 @@ constexpr int kFewWarps = kFewThreads / 32;
 constexpr int kCopyWarps = 8;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-// A row of slots and what is appended to it.
+// A row of slots and what is appended to it. T: element of a bias.
+template <typename T>
 struct Row {
   int64_t b, h;
   int64_t* position;
-  int64_t bias, added_bias;  // offsets
+  const T* bias;
+  const T* added_bias;
   int64_t first_position;
 
   FDMA_DEVICE Row(const CacheAppendParams& p, int64_t row) : b(row / p.heads), h(row % p.heads) {
     position = p.cache.position.data + p.cache.position.row(b, h);
-    bias = p.cache.bias.row(b, h);
-    added_bias = p.added.bias.row(b, h);
+    bias = static_cast<const T*>(p.cache.bias.data) + p.cache.bias.row(b, h);
+    added_bias = static_cast<const T*>(p.added.bias.data) + p.added.bias.row(b, h);
     first_position = p.next_position != nullptr ? p.next_position[b] : p.first_position;
   }
-  FDMA_DEVICE uint32_t slot_rank(const CacheAppendParams& p, int slot) const {
-    return selection_rank(load_element(p.cache.bias.data, p.type, bias + slot));
-  }
-  FDMA_DEVICE uint32_t token_rank(const CacheAppendParams& p, int token) const {
-    return selection_rank(load_element(p.added.bias.data, p.type, added_bias + token));
-  }
+  FDMA_DEVICE uint32_t slot_rank(int slot) const { return selection_rank(Element<T>::to_float(bias[slot])); }
+  FDMA_DEVICE uint32_t token_rank(int token) const { return selection_rank(Element<T>::to_float(added_bias[token])); }
+  // Of a slot: 0 where it is empty, else it rises with the position.
+  FDMA_DEVICE uint64_t age(int slot) const { return static_cast<uint64_t>(max_of<int64_t>(position[slot], -1) + 1); }
+
   // All of a token but key and value.
   FDMA_DEVICE void store(const CacheAppendParams& p, int slot, int token) const {
     copy_bias(p, p.added, token, p.cache, slot, b, h);
@@ -49,13 +50,12 @@ struct Row {
   }
 };
 
-// A few tokens
-// ---------------------------------------------------------------------------------------------------------
+// A few tokens -------------------------------------------------
 
 // The slot that goes first: of the largest rank the lowest position, of empty ones the first.
 struct Weakest {
-  uint32_t rank = 0;     // no slot has it
-  uint64_t age = ~0ull;  // position + 1, so that empty slots have 0
+  uint32_t rank = 0;  // no slot has it
+  uint64_t age = ~0ull;
   uint32_t slot = ~0u;
 
   FDMA_DEVICE void compare(uint32_t other_rank, uint64_t other_age, uint32_t other_slot) {
@@ -91,24 +91,36 @@ FDMA_DEVICE Weakest weakest_of_block(const Weakest& mine, Weakest (&shared)[2][k
 }
 
 // Of the slots of this thread.
-FDMA_DEVICE Weakest weakest_of_thread(const CacheAppendParams& p, const Row& row) {
+template <typename T>
+FDMA_DEVICE Weakest weakest_of_thread(const CacheAppendParams& p, const Row<T>& row) {
+  constexpr int kInFlight = 4;  // loads start before the first is used
   Weakest weakest;
-#pragma unroll 4
-  for (int slot = threadIdx.x; slot < p.slots; slot += kFewThreads) {
-    weakest.compare(row.slot_rank(p, slot), static_cast<uint64_t>(max_of<int64_t>(row.position[slot], -1) + 1),
-                    static_cast<uint32_t>(slot));
+  for (int first = threadIdx.x; first < p.slots; first += kFewThreads * kInFlight) {
+    uint32_t ranks[kInFlight];
+    uint64_t ages[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int slot = first + i * kFewThreads;
+      ranks[i] = slot < p.slots ? row.slot_rank(slot) : 0;
+      ages[i] = slot < p.slots ? row.age(slot) : ~0ull;
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      weakest.compare(ranks[i], ages[i], static_cast<uint32_t>(first + i * kFewThreads));
+    }
   }
   return weakest;
 }
 
+template <typename T>
 __global__ void __launch_bounds__(kFewThreads) append_few_kernel(const __grid_constant__ CacheAppendParams p) {
   __shared__ Weakest shared[2][kFewWarps];
   __shared__ int slot_of_token[kFewTokens];
-  const Row row(p, blockIdx.x);
+  const Row<T> row(p, blockIdx.x);
   Weakest mine = weakest_of_thread(p, row);
   int half = 0;
   for (int token = 0; token < p.tokens; ++token) {
-    const uint32_t rank = row.token_rank(p, token);
+    const uint32_t rank = row.token_rank(token);
     const Weakest weakest = weakest_of_block(mine, shared, half);
     half ^= 1;
     const bool enters = rank != kNeverKept && rank <= weakest.rank;  // of equal ones the newer is kept
@@ -127,8 +139,7 @@ __global__ void __launch_bounds__(kFewThreads) append_few_kernel(const __grid_co
   if (stays) copy_token_rows(p, p.added, token, p.cache, slot, row.b, row.h);
 }
 
-// Many tokens
-// ----------------------------------------------------------------------------------------------------------
+// Many tokens --------------------------------------------------
 
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
@@ -196,14 +207,14 @@ FDMA_DEVICE Value find_value(DigitCounts& shared, int bits, int& place, int& equ
 struct Kept {
   int shift;      // ranks are compared without what lies below
   uint32_t rank;  // the last that is kept; lower ones are kept too
-  uint64_t age;   // of slots with this rank those of this position or a later one are kept
+  uint64_t age;   // of slots with this rank those of this age or a larger one are kept
   int first_tie;  // of tokens with this rank those from this one on, counted among themselves
 
-  FDMA_DEVICE bool slot(const CacheAppendParams& p, const Row& row, int slot) const {
-    const uint32_t of_slot = row.slot_rank(p, slot) >> shift;
-    return of_slot < rank || (of_slot == rank && age_of(row, slot) >= age);
+  template <typename T>
+  FDMA_DEVICE bool keeps(const Row<T>& row, int slot) const {
+    const uint32_t of_slot = row.slot_rank(slot) >> shift;
+    return of_slot < rank || (of_slot == rank && row.age(slot) >= age);
   }
-  FDMA_DEVICE static uint64_t age_of(const Row& row, int slot) { return static_cast<uint64_t>(row.position[slot]); }
 };
 
 // Calls visit(rank) for those of `length` elements of this thread that may be kept.
@@ -224,12 +235,12 @@ FDMA_DEVICE void visit_row(int length, int shift, const RankOf& rank_of, const V
     }
   }
 }
-template <typename Visit>
-FDMA_DEVICE void visit_ranks(const CacheAppendParams& p, const Row& row, int shift, const Visit& visit) {
+template <typename T, typename Visit>
+FDMA_DEVICE void visit_ranks(const CacheAppendParams& p, const Row<T>& row, int shift, const Visit& visit) {
   visit_row(
-      p.slots, shift, [&](int slot) { return row.slot_rank(p, slot); }, visit);
+      p.slots, shift, [&](int slot) { return row.slot_rank(slot); }, visit);
   visit_row(
-      p.tokens, shift, [&](int token) { return row.token_rank(p, token); }, visit);
+      p.tokens, shift, [&](int token) { return row.token_rank(token); }, visit);
 }
 
 FDMA_DEVICE int block_sum(int value, int (&sums)[2][kRowWarps], int half) {
@@ -238,7 +249,8 @@ FDMA_DEVICE int block_sum(int value, int (&sums)[2][kRowWarps], int half) {
   return total;
 }
 
-FDMA_DEVICE Kept choose(const CacheAppendParams& p, const Row& row, DigitCounts& shared, int (&sums)[2][kRowWarps]) {
+template <typename T>
+FDMA_DEVICE Kept choose(const CacheAppendParams& p, const Row<T>& row, DigitCounts& shared, int (&sums)[2][kRowWarps]) {
   Kept kept{lowest_rank_bit(p.type), 0, 0, 0};
   int candidates = 0;
   visit_ranks(p, row, kept.shift, [&](uint32_t) { ++candidates; });
@@ -253,7 +265,7 @@ FDMA_DEVICE Kept choose(const CacheAppendParams& p, const Row& row, DigitCounts&
   // Not all with this rank: the newest, and new tokens are newer than slots.
   int ties = 0;
   visit_row(
-      p.tokens, kept.shift, [&](int token) { return row.token_rank(p, token); },
+      p.tokens, kept.shift, [&](int token) { return row.token_rank(token); },
       [&](uint32_t rank) { ties += rank == kept.rank ? 1 : 0; });
   ties = block_sum(ties, sums, 1);
   kept.first_tie = max_of(0, ties - left);
@@ -262,7 +274,7 @@ FDMA_DEVICE Kept choose(const CacheAppendParams& p, const Row& row, DigitCounts&
   if (slots_left <= 0) return kept;
   kept.age = ~find_value<uint64_t>(shared, 64, slots_left, equal, [&](const auto& visit) {
     for (int slot = threadIdx.x; slot < p.slots; slot += kRowThreads) {
-      if ((row.slot_rank(p, slot) >> kept.shift) == kept.rank) visit(~Kept::age_of(row, slot));
+      if ((row.slot_rank(slot) >> kept.shift) == kept.rank) visit(~row.age(slot));
     }
   });
   return kept;
@@ -316,18 +328,19 @@ FDMA_DEVICE int list_elements(int length, int first_tie, int32_t* list, int (&su
 }
 
 // Slots and new tokens that change places, and all of these tokens but their keys and values.
+template <typename T>
 __global__ void __launch_bounds__(kRowThreads) choose_entrants_kernel(const __grid_constant__ CacheAppendParams p) {
   __shared__ DigitCounts shared;
   __shared__ int sums[2][kRowWarps];
-  const Row row(p, blockIdx.x);
+  const Row<T> row(p, blockIdx.x);
   const Kept kept = choose(p, row, shared, sums);
   __syncthreads();
   int32_t* free_slots = p.free_slots + static_cast<int64_t>(blockIdx.x) * p.slots;
   int32_t* entrants = p.entrants + static_cast<int64_t>(blockIdx.x) * p.slots;
   list_elements(p.slots, 0, free_slots, sums,
-                [&](int slot) { return kept.slot(p, row, slot) ? Listed::kNo : Listed::kYes; });
+                [&](int slot) { return kept.keeps(row, slot) ? Listed::kNo : Listed::kYes; });
   const int count = list_elements(p.tokens, kept.first_tie, entrants, sums, [&](int token) {
-    const uint32_t rank = row.token_rank(p, token) >> kept.shift;
+    const uint32_t rank = row.token_rank(token) >> kept.shift;
     return rank < kept.rank ? Listed::kYes : rank == kept.rank ? Listed::kTie : Listed::kNo;
   });
   __syncthreads();
@@ -352,18 +365,30 @@ __global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_c
   if (b < p.batch) p.next_position[b] += p.tokens;
 }
 
-cudaError_t append_many(const CacheAppendParams& p, cudaStream_t stream) {
-  const cudaError_t error = launch(choose_entrants_kernel, p.rows(), kRowThreads, 0, stream, p);
+template <typename T>
+cudaError_t append(const CacheAppendParams& p, cudaStream_t stream) {
+  if (p.tokens <= kFewTokens) return launch(append_few_kernel<T>, p.rows(), kFewThreads, 0, stream, p);
+  const cudaError_t error = launch(choose_entrants_kernel<T>, p.rows(), kRowThreads, 0, stream, p);
   if (error != cudaSuccess) return error;
   return launch(copy_entrants_kernel, ceil_div<int64_t>(p.rows() * p.slots, kCopyWarps), kCopyWarps * 32, 0, stream, p);
+}
+
+cudaError_t append_any(const CacheAppendParams& p, cudaStream_t stream) {
+  switch (p.type) {
+    case ElementType::kFloat16:
+      return append<half_t>(p, stream);
+    case ElementType::kBFloat16:
+      return append<bfloat16_t>(p, stream);
+    default:
+      return append<float>(p, stream);
+  }
 }
 
 }  // namespace
 
 cudaError_t launch_cache_append(const CacheAppendParams& p, cudaStream_t stream) {
   if (p.tokens == 0) return cudaSuccess;
-  const cudaError_t error =
-      p.tokens <= kFewTokens ? launch(append_few_kernel, p.rows(), kFewThreads, 0, stream, p) : append_many(p, stream);
+  const cudaError_t error = append_any(p, stream);
   if (error != cudaSuccess || p.next_position == nullptr) return error;
   return launch(advance_kernel, ceil_div(p.batch, kAdvanceThreads), kAdvanceThreads, 0, stream, p);
 }
