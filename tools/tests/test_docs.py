@@ -30,17 +30,45 @@ def test_c_compiles(code):
     subprocess.run([COMPILER, *flags, "-x", "c", "-"], input=code, text=True, check=True)
 
 
-@pytest.mark.skipif(
-    COMPILER is None or not (LIBRARY_DIR / "libfdma.so").exists(), reason=f"no libfdma.so in {LIBRARY_DIR}"
-)
-def test_c_program_runs(tmp_path):
-    (program,) = [block.values[0] for block in blocks("c") if "int main" in block.values[0]]
-    (tmp_path / "main.c").write_text(program)
-    library = [f"-L{LIBRARY_DIR}", "-lfdma", f"-Wl,-rpath,{LIBRARY_DIR}"]
-    command = [COMPILER, "-std=c11", f"-I{ROOT / 'cpp/include'}", "main.c", *library, "-o", "main"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    out = subprocess.run([str(tmp_path / "main")], check=True, capture_output=True, text=True).stdout
-    assert [line.split()[-1] for line in out.splitlines()] == ["0.0", "0.5", "0.5", "0.5"]
+def programs() -> list:
+    """Whole C programs and what stands under them as their output."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in re.finditer(r"^```c\n(.*?)^```\n", text, re.M | re.S):
+            if "int main" in match[1]:
+                output = re.match(r"[^`]*^```text\n(.*?)^```\n", text[match.end() :], re.M | re.S)
+                found.append(pytest.param(match[1], output and output[1], id=f"{page.name}-{len(found)}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """Where libfdma is installed."""
+    if COMPILER is None or shutil.which("cmake") is None:
+        pytest.skip("no C compiler or no cmake")
+    if not (LIBRARY_DIR / "libfdma.so").exists():
+        pytest.skip(f"no libfdma.so in {LIBRARY_DIR}")
+    folder = tmp_path_factory.mktemp("installed")
+    for component in ("runtime", "dev"):
+        install = ["cmake", "--install", LIBRARY_DIR.parent, "--component", component, "--prefix", folder]
+        subprocess.run(install, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(("code", "output"), programs())
+def test_c_program_runs(code, output, prefix, tmp_path):
+    """Whole programs print what the page says, built by the page's own CMakeLists.txt against an installed tree."""
+    (project,) = [block.values[0] for block in blocks("cmake") if "project(" in block.values[0]]
+    (tmp_path / "CMakeLists.txt").write_text(project)
+    (tmp_path / "main.c").write_text(code)
+    configure = ["cmake", "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCMAKE_C_COMPILER={COMPILER}"]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    subprocess.run([*configure, *generator], cwd=tmp_path, check=True)
+    subprocess.run(["cmake", "--build", "build"], cwd=tmp_path, check=True)
+    out = subprocess.run(["build/attend"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert output is not None, "a program on a page is followed by a block of text, what it prints"
+    assert out == output
 
 
 @pytest.mark.parametrize("code", blocks("python"))
