@@ -58,6 +58,9 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
 
 void SlotCall::order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace, int tile_slots,
                             int tile_queries) {
+  // Blocks in their own order walk the same queries at a time, which L2 serves: with 16384 keys the kernel took 2.31 ms in
+  // that order and 2.44 in this one on an H100. In long lists the lengths of walks differ by more than that is worth.
+  constexpr int32_t kManySlots = 32768;
   // Sums in a fixed order need blocks in one, too. A grid takes 65535 batches, and more are several grids.
   constexpr int32_t kMaxGrid = 65535;
   block_order_.slots = params.slots;
@@ -66,7 +69,8 @@ void SlotCall::order_blocks(const BackwardProblem& problem, BackwardParams& para
   block_order_.len_q = params.sequences.max_q;
   block_order_.tile_slots = tile_slots;
   block_order_.tile_queries = tile_queries;
-  if (problem.deterministic || params.batch > kMaxGrid || block_order_.blocks() > INT32_MAX) return;
+  if (params.slots.slots <= kManySlots || problem.deterministic) return;
+  if (params.batch > kMaxGrid || block_order_.blocks() > INT32_MAX) return;
   block_order_.order = workspace.take<int32_t>(block_order_.blocks());
   params.block_order = block_order_.order;
 }

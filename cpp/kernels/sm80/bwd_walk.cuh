@@ -168,38 +168,24 @@ FDMA_DEVICE uint32_t mask_tile_word(const BackwardParams& p, const BackwardBlock
 }
 
 // The query tiles of all heads of the group, in the order a block visits them: head by head, tiles ascending, without
-// those in which the mask leaves no score. Blocks that would all begin with the same tile begin in different places and
-// come round: additions to one tile of dQ from many blocks at a time wait for each other. Under causality blocks begin at
-// their place on the diagonal.
+// those in which the mask leaves no score.
 template <typename Traits>
 class QueryWalk {
  public:
   FDMA_DEVICE QueryWalk(const BackwardParams& p, const BackwardBlock<Traits>& block)
       : p_(p), block_(block), head_end((block.kv_head + 1) * p.group) {
-    const bool ascending = Traits::kBiased || p.has_mask || p.tile_order != nullptr || (p.is_causal && !Traits::kSlots);
-    const int count = block.tile_count - block.first_tile;
-    constexpr uint32_t kScatter = 0x9e3779b9u;  // neighbours far apart
-    if (!ascending && count > 0) start_ = static_cast<int>((block.n * kScatter >> 8) % static_cast<uint32_t>(count));
     h = block.kv_head * p.group;
-    m = block.first_tile + start_ - 1;
-    left_ = count + 1;
+    m = block.first_tile - 1;
   }
   int h, m;
   FDMA_DEVICE bool done() const { return h >= head_end; }
   FDMA_DEVICE void advance() {
     ++m;
-    --left_;
     while (h < head_end) {
-      if (p_.has_mask) {
-        m = next_live();
-        if (m < block_.tile_count) return;
-      } else if (left_ > 0) {
-        if (m == block_.tile_count) m = block_.first_tile;
-        return;
-      }
+      m = p_.has_mask ? next_live() : m;
+      if (m < block_.tile_count) return;
       ++h;
-      m = block_.first_tile + start_;
-      left_ = block_.tile_count - block_.first_tile;
+      m = block_.first_tile;
     }
   }
 
@@ -223,8 +209,6 @@ class QueryWalk {
   const BackwardParams& p_;
   const BackwardBlock<Traits>& block_;
   int head_end;
-  int start_ = 0;  // tiles from the first to the one that the walk begins with
-  int left_;       // tiles of head h from m on, all told; without a mask
 };
 
 // Deterministic mode: key tiles add to a tile of dQ from the right to the left, under causality from the diagonal on,

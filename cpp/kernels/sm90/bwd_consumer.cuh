@@ -161,12 +161,13 @@ class BackwardConsumer {
       // What the tensor holds of the bias behind the sequence may be anything.
       hide_queries_behind(x, block_.sequence.len_q - q, lane_);
     }
-    if (p_.has_mask) {
+    if (!Traits::kSlots && p_.has_mask) {
       const int key = group_ * kGroupRows + warp_ * 16;  // in the tile
       apply_transposed_mask(x, shared_.mask(query_at_.stage) + key / 32 * 4, key % 32, lane_);
     }
     if constexpr (Traits::kSlots) {
-      apply_transposed_spans(x, spans_, q + p_.slots.shift, lane_);
+      const Span spans[2] = {span(0), span(1)};
+      apply_transposed_spans(x, spans, q + p_.slots.shift, lane_);
     } else {
       const int key = key0();
       if (key + 16 > key_limit(q, block_.sequence.len_q, block_.sequence.len_k, p_.is_causal)) {
@@ -220,14 +221,14 @@ class BackwardConsumer {
     }
   }
   FDMA_DEVICE void load_spans() {
-    if constexpr (Traits::kSlots) {
-      const SlotView& slots = p_.slots;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        spans_[half] =
-            slots.spans[slots.list(block_.b, block_.kv_head) * slots.slots + key0() + 8 * half + lane_ / 4];
-      }
-    }
+    if constexpr (Traits::kKeepsSpans) spans_[0] = load_span(0), spans_[1] = load_span(1);
+  }
+  FDMA_DEVICE Span span(int half) const { return Traits::kKeepsSpans ? spans_[half] : load_span(half); }
+  FDMA_DEVICE Span load_span(int half) const {
+    const SlotView& slots = p_.slots;
+    const int64_t slot = slots.list(block_.b, block_.kv_head) * slots.slots + key0() + 8 * half + lane_ / 4;
+    const int2 raw = __ldg(reinterpret_cast<const int2*>(slots.spans + slot));
+    return {raw.x, raw.y};
   }
 
   // dS is the gradient of a bias that has an element for every score.
