@@ -45,6 +45,9 @@ SANITIZER_FILTER = (
     ":*KeyLists*only_*:*KeyLists*no_*:*KeyLists*scale*:*KeyLists*bias_of_*:*KeyLists*interval_m??*:*KeyLists*_one_*"
     ":*KeyLists*transposed*:*KeyLists*every_head*:*KeyLists*square*:*KeyLists*columns_shared*:*KeyLists*columns_bias_h*"
     ":*Decode*_chunks_*:*Decode*_of_??_*:*Decode*_of_256_*:*Decode*_dim_40_*:*Decode*_dim_200_*:*Decode*no_*"
+    ":*Decode*keep_specials*:*Decode*bias_*:*Decode*int64*:*Decode*plain_dim_*:*Pages*dim_256*:LongGpu/*"
+    ":*Compacted*bias_of_*:*Compacted*only_*:*Compacted*shared_*:*Compacted*no_*:*Compacted*one_*:*Compacted*mask_*"
+    ":*Compacted*everything*:*Compacted*random*:*Compacted*dim_256*"
     ":Gpu/Selection.*:*EveryQuery*"
 )
 

@@ -72,6 +72,24 @@ TEST(AttentionRepeatsGpu, HundredTimesTheSameBits) {
   expect_repeatable(busy_case(), FDMA_BFLOAT16, kCuda, 100);
 }
 
+// The cases that Hopper has kernels for: blocks add to dQ by the copy engine, in an order of their own making.
+class ThousandTimesGpu : public testing::TestWithParam<AttentionCase> {};
+
+TEST_P(ThousandTimesGpu, TheSameBits) {
+  const std::string reason = unavailable_reason(kCuda);
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  expect_repeatable(GetParam(), FDMA_BFLOAT16, kCuda, 1000);
+}
+
+std::vector<AttentionCase> thousand_cases() {
+  using C = AttentionCase;
+  const auto base = [](const char* name) { return C(name).batches(1).lengths(200, 328).heads(4, 2); };
+  return {base("plain").dim(128).causal(), base("dim_64").causal(), base("full").dim(128).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
+          base("interval").lengths(200, 300).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull})};
+}
+INSTANTIATE_TEST_SUITE_P(Attention, ThousandTimesGpu, testing::ValuesIn(thousand_cases()),
+                         [](const auto& info) { return info.param.name; });
+
 TEST(AttentionRepeatsGpu, HundredTimesTheSameBitsOverBroadcastBias) {
   const std::string reason = unavailable_reason(kCuda);
   if (!reason.empty()) GTEST_SKIP() << reason;
