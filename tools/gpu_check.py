@@ -37,14 +37,14 @@ TAIL_LINES = 15  # of a failing command's output, kept in the record
 
 # GoogleTest pattern of the tests that run under the sanitizers, which slow a kernel down a hundredfold.
 SANITIZER_FILTER = (
-    "*Gpu*_bfloat16:AttentionStreamsGpu.*:SelectionGpu.OneRow*"
+    "*Gpu*_bfloat16:AttentionStreamsGpu.*:SelectionGpu.OneRow*:CacheGpu.*"
     "-*broadcast_*:*_dim_8_*:*_dim_72_*:*Semantics*mask_int*:*Semantics*_float*"
     ":*Pages*of_??_*:*Pages*of_1024_*:*Pages*misaligned*:*Pages*transposed*"
     ":*Sequences*all_empty*:*Sequences*no_*:*Sequences*_views*:*Sequences*padded_*:*Sequences*only_*"
     ":*Sequences*_bounds_*:*Sequences*_float*:*Sequences*_int64*:*Sequences*scale*"
     ":*KeyLists*only_*:*KeyLists*no_*:*KeyLists*scale*:*KeyLists*bias_of_*:*KeyLists*interval_m??*:*KeyLists*_one_*"
     ":*KeyLists*transposed*:*KeyLists*every_head*:*KeyLists*square*:*KeyLists*columns_shared*:*KeyLists*columns_bias_h*"
-    ":Gpu/Selection.*:*EveryQuery*"
+    ":Gpu/Selection.*:*EveryQuery*:Gpu/Cache.*"
 )
 
 
