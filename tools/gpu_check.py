@@ -37,7 +37,7 @@ TAIL_LINES = 15  # of a failing command's output, kept in the record
 
 # GoogleTest pattern of the tests that run under the sanitizers, which slow a kernel down a hundredfold.
 SANITIZER_FILTER = (
-    "*Gpu*_bfloat16:AttentionStreamsGpu.*:SelectionGpu.OneRow*"
+    "*Gpu*_bfloat16:AttentionStreamsGpu.*:SelectionGpu.OneRow*:CacheGpu.*"
     "-*broadcast_*:*_dim_8_*:*_dim_72_*:*Semantics*mask_int*:*Semantics*_float*"
     ":*Pages*of_??_*:*Pages*of_1024_*:*Pages*misaligned*:*Pages*transposed*"
     ":*Sequences*all_empty*:*Sequences*no_*:*Sequences*_views*:*Sequences*padded_*:*Sequences*only_*"
@@ -48,7 +48,7 @@ SANITIZER_FILTER = (
     ":*Decode*keep_specials*:*Decode*bias_*:*Decode*int64*:*Decode*plain_dim_*:*Pages*dim_256*:LongGpu/*"
     ":*Compacted*bias_of_*:*Compacted*only_*:*Compacted*shared_*:*Compacted*no_*:*Compacted*one_*:*Compacted*mask_*"
     ":*Compacted*everything*:*Compacted*random*:*Compacted*dim_256*"
-    ":Gpu/Selection.*:*EveryQuery*"
+    ":Gpu/Selection.*:*EveryQuery*:Gpu/Cache.*"
 )
 
 

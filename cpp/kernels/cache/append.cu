@@ -23,6 +23,13 @@ constexpr int kFewWarps = kFewThreads / 32;
 constexpr int kCopyWarps = 8;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
+template <typename T>
+FDMA_DEVICE uint32_t rank_of(T bias) {
+  return selection_rank(Element<T>::to_float(bias));
+}
+// 0 in an empty slot, else it rises with the position.
+FDMA_DEVICE uint64_t age_at(int64_t position) { return static_cast<uint64_t>(max_of<int64_t>(position, -1) + 1); }
+
 // A row of slots and what is appended to it. T: element of a bias.
 template <typename T>
 struct Row {
@@ -38,10 +45,9 @@ struct Row {
     added_bias = static_cast<const T*>(p.added.bias.data) + p.added.bias.row(b, h);
     first_position = p.next_position != nullptr ? p.next_position[b] : p.first_position;
   }
-  FDMA_DEVICE uint32_t slot_rank(int slot) const { return selection_rank(Element<T>::to_float(bias[slot])); }
-  FDMA_DEVICE uint32_t token_rank(int token) const { return selection_rank(Element<T>::to_float(added_bias[token])); }
-  // Of a slot: 0 where it is empty, else it rises with the position.
-  FDMA_DEVICE uint64_t age(int slot) const { return static_cast<uint64_t>(max_of<int64_t>(position[slot], -1) + 1); }
+  FDMA_DEVICE uint32_t slot_rank(int slot) const { return rank_of(bias[slot]); }
+  FDMA_DEVICE uint32_t token_rank(int token) const { return rank_of(added_bias[token]); }
+  FDMA_DEVICE uint64_t age(int slot) const { return age_at(position[slot]); }
 
   // All of a token but key and value.
   FDMA_DEVICE void store(const CacheAppendParams& p, int slot, int token) const {
@@ -96,17 +102,19 @@ FDMA_DEVICE Weakest weakest_of_thread(const CacheAppendParams& p, const Row<T>& 
   constexpr int kInFlight = 4;  // loads start before the first is used
   Weakest weakest;
   for (int first = threadIdx.x; first < p.slots; first += kFewThreads * kInFlight) {
-    uint32_t ranks[kInFlight];
-    uint64_t ages[kInFlight];
+    int slots[kInFlight];
+    T biases[kInFlight];
+    int64_t positions[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int slot = first + i * kFewThreads;
-      ranks[i] = slot < p.slots ? row.slot_rank(slot) : 0;
-      ages[i] = slot < p.slots ? row.age(slot) : ~0ull;
+      slots[i] = slot < p.slots ? slot : first;  // a slot of its own twice, rather than a condition around loads
+      biases[i] = row.bias[slots[i]];
+      positions[i] = row.position[slots[i]];
     }
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      weakest.compare(ranks[i], ages[i], static_cast<uint32_t>(first + i * kFewThreads));
+      weakest.compare(rank_of(biases[i]), age_at(positions[i]), static_cast<uint32_t>(slots[i]));
     }
   }
   return weakest;
@@ -217,30 +225,26 @@ struct Kept {
   }
 };
 
-// Calls visit(rank) for those of `length` elements of this thread that may be kept.
-template <typename RankOf, typename Visit>
-FDMA_DEVICE void visit_row(int length, int shift, const RankOf& rank_of, const Visit& visit) {
-  constexpr int kInFlight = 4;  // loads start before the first is used
+// Calls visit(rank) for those of `length` biases that are this thread's and may be kept.
+template <typename T, typename Visit>
+FDMA_DEVICE void visit_row(const T* biases, int length, int shift, const Visit& visit) {
+  constexpr int kInFlight = 4;
   const uint32_t never = kNeverKept >> shift;
   for (int first = threadIdx.x; first < length; first += kRowThreads * kInFlight) {
-    uint32_t ranks[kInFlight];
+    T loaded[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) loaded[i] = biases[min_of(first + i * kRowThreads, length - 1)];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      const int element = first + i * kRowThreads;
-      ranks[i] = element < length ? rank_of(element) >> shift : never;
-    }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      if (ranks[i] != never) visit(ranks[i]);
+      const uint32_t rank = rank_of(loaded[i]) >> shift;
+      if (rank != never && first + i * kRowThreads < length) visit(rank);
     }
   }
 }
 template <typename T, typename Visit>
 FDMA_DEVICE void visit_ranks(const CacheAppendParams& p, const Row<T>& row, int shift, const Visit& visit) {
-  visit_row(
-      p.slots, shift, [&](int slot) { return row.slot_rank(slot); }, visit);
-  visit_row(
-      p.tokens, shift, [&](int token) { return row.token_rank(token); }, visit);
+  visit_row(row.bias, p.slots, shift, visit);
+  visit_row(row.added_bias, p.tokens, shift, visit);
 }
 
 FDMA_DEVICE int block_sum(int value, int (&sums)[2][kRowWarps], int half) {
@@ -264,9 +268,7 @@ FDMA_DEVICE Kept choose(const CacheAppendParams& p, const Row<T>& row, DigitCoun
   if (left == equal) return kept;
   // Not all with this rank: the newest, and new tokens are newer than slots.
   int ties = 0;
-  visit_row(
-      p.tokens, kept.shift, [&](int token) { return row.token_rank(token); },
-      [&](uint32_t rank) { ties += rank == kept.rank ? 1 : 0; });
+  visit_row(row.added_bias, p.tokens, kept.shift, [&](uint32_t rank) { ties += rank == kept.rank ? 1 : 0; });
   ties = block_sum(ties, sums, 1);
   kept.first_tie = max_of(0, ties - left);
   kept.age = ~0ull;
