@@ -184,6 +184,7 @@ class Check:
         if importlib.util.find_spec("xdist"):  # compilers of Triton and Inductor take one core each
             test += ["-n", str(_processes()), "--dist", "worksteal"]
         env = {"PYTHONPATH": os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")}
+        env["FDMA_LIBRARY_DIR"] = str(self.build_dir / "cpp")  # the example engine is built against it
         status, output = self._command("pytest", test if self.everything else [*test, "-m", "gpu"], env)
         return self._counted("pytest", junit, status, output)
 

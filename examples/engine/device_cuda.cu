@@ -101,7 +101,7 @@ __global__ void matmul_kernel(const float* x, const float* w, float* y, int64_t 
 // One warp.
 __global__ void largest_kernel(const float* logits, int64_t count, int32_t* token) {
   float best = -INFINITY;
-  int index = 0x7fffffff;
+  int index = 0;
   for (int i = threadIdx.x; i < count; i += kWarp) {
     if (logits[i] > best) best = logits[i], index = i;
   }

@@ -199,4 +199,4 @@ def test_engine_on_a_gpu(tmp_path: Path) -> None:
             # bf16 in attention, and a key whose bias is close to another's may be chosen otherwise: near, not equal.
             found = logits(tmp_path, mode, request)
             expected = expected_logits(inputs, request, produced(tmp_path, mode, request), 24)
-            assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+            assert (found - expected).square().mean().sqrt() < 0.1 * expected.std()
