@@ -1,5 +1,6 @@
 """examples/engine: a decoder on the installed libfdma computes what the same model does here, in one call a layer."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -50,7 +51,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reason = missing("cmake", os.environ.get("CXX", "c++"))
     if reason is not None:
         pytest.skip(reason)
-    return build_engine(tmp_path_factory.mktemp("engine"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # one build for all of pytest's processes
+    with (folder / "engine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "engine" / "build" / "engine"
+        return done if done.exists() else build_engine(folder / "engine")
 
 
 def make_weights() -> List[torch.Tensor]:
