@@ -216,6 +216,8 @@ class Check:
         junit.unlink(missing_ok=True)
         start = time.monotonic()
         options = ["--tool", name, "--error-exitcode", "99", "--print-limit", "20"]
+        if name in ("racecheck", "synccheck"):  # mbarriers of a block, which the tools otherwise guess
+            options += ["--num-cuda-barriers", "32"]
         tests = [binary, f"--gtest_filter={self.sanitizer_filter}", f"--gtest_output=xml:{junit}"]
         status, output = self._command(name, [tool, *options, *tests])
         errors = read_sanitizer_errors(output)
