@@ -23,8 +23,11 @@ from flash_dmattn.varlen import flash_dmattn_varlen_func
 
 if TYPE_CHECKING:
     CUDA_AVAILABLE: bool
+    """Whether ``"cuda"`` is among :func:`flash_dmattn.get_available_backends`; asked when it is read."""
     TRITON_AVAILABLE: bool
+    """Whether ``"triton"`` is."""
     FLEX_AVAILABLE: bool
+    """Whether ``"flex"`` is."""
 
 __all__ = [
     "CUDA_AVAILABLE",

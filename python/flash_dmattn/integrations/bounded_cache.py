@@ -84,8 +84,9 @@ class BoundedLayer(CacheLayerMixin):
 
 
 class BoundedCache(Cache):
-    """A cache of ``keep_window_size`` keys a layer, for models that :func:`patch` has prepared.
+    """A cache of ``keep_window_size`` keys a layer, for patched models.
 
+    Those that :func:`flash_dmattn.integrations.transformers.patch` has prepared.
     The keys that a later query can still keep are the ``keep_window_size`` of largest bias so far, so that the others
     are dropped, and the result is that of a cache which grows. Its memory does not depend on the length.
 

@@ -38,9 +38,9 @@ def patch(model: nn.Module) -> nn.Module:
     ``attn_implementation="eager"``, and so are the gradients of a loss on positions that are not padding, those of `A`
     and `dt_proj` among them; of equal biases the newer key is kept, where eager keeps either.
 
-    ``model.generate`` uses a :class:`BoundedCache`, which holds ``keep_window_size`` keys, unless it is given a cache,
-    is told not to use one, or needs one that goes back (assisted generation). It is exact: tokens are those that the
-    growing cache gives.
+    ``model.generate`` uses a :class:`flash_dmattn.integrations.transformers.BoundedCache`, which holds
+    ``keep_window_size`` keys, unless it is given a cache, is told not to use one, or needs one that goes back (assisted
+    generation). It is exact: tokens are those that the growing cache gives.
 
     The parameters, their names and the class of the model stay as they are; its config is a copy from then on, so that
     other models of the same config stay as they are too. Calling it again changes nothing.
