@@ -10,7 +10,8 @@ cd "$ROOT"
 require_compiler
 setup_venv
 require_python_headers
-setup_packages nanobind scikit-build-core pytest pytest-xdist hypothesis rich triton transformers
+setup_packages nanobind scikit-build-core pytest pytest-xdist hypothesis rich triton transformers mkdocs-material \
+  mkdocstrings-python
 setup_build_tools
 setup_googletest
 

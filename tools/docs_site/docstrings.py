@@ -8,7 +8,12 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|attr):`([^`]+)`")
-MODULE_NAMES = ("flash_dmattn",)
+PACKAGE = "flash_dmattn"
+# Public names that docstrings of their own module use as they are, and where the reference has them.
+TRANSFORMERS = f"{PACKAGE}.integrations.transformers"
+HOME = {"BoundedCache": TRANSFORMERS, "patch": TRANSFORMERS, "register": TRANSFORMERS}
+# Names without docstrings: their values are asked for when they are read.
+AVAILABLE = {"CUDA_AVAILABLE": "cuda", "TRITON_AVAILABLE": "triton", "FLEX_AVAILABLE": "flex"}
 
 
 def to_markdown(text: str, owner: str = "") -> str:
@@ -19,8 +24,9 @@ def to_markdown(text: str, owner: str = "") -> str:
 
     def reference(match: re.Match[str]) -> str:
         name = match[1]
-        is_full = name.split(".")[0] in MODULE_NAMES
-        return f"[`{name.rsplit('.', 1)[-1]}`][{name if is_full else f'{owner}.{name}'}]"
+        if name.split(".")[0] != PACKAGE:
+            name = f"{HOME.get(name, owner)}.{name}"
+        return f"[`{match[1].rsplit('.', 1)[-1]}`][{name}]"
 
     text = ROLE.sub(reference, text).replace("``", "`")
     return re.sub(r"::$", ":", text, flags=re.M)
@@ -31,7 +37,10 @@ class Markdown(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of one module, class, function or attribute."""
-        if obj.docstring is None:
-            return
-        owner = obj if obj.is_class else obj.parent
-        obj.docstring.value = to_markdown(obj.docstring.value, owner.path if owner is not None else "")
+        if obj.name in AVAILABLE and obj.docstring is None:
+            backends = f"[`get_available_backends`][{PACKAGE}.get_available_backends]"
+            words = f"Whether `{AVAILABLE[obj.name]!r}` is among those of {backends}; asked when it is read."
+            obj.docstring = griffe.Docstring(words, parent=obj)
+        elif obj.docstring is not None:
+            owner = obj if obj.is_class else obj.parent
+            obj.docstring.value = to_markdown(obj.docstring.value, owner.path if owner is not None else "")

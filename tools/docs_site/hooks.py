@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages that lie outside of docs/, their links, and tables as GitHub reads them.
 
-The pages are written to be read where they lie. Here they become one site: README, CONTRIBUTING and the like are brought
-in, links to them and back are turned, and links to files that are no page (sources) become their names.
+The pages are written to be read where they lie. Here they become one site: README, CONTRIBUTING and the like come in,
+links to them and back are turned, and links to files that are no page (sources) become their names.
 """
 
 from __future__ import annotations

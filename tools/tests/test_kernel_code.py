@@ -16,24 +16,24 @@ LOCAL_MEMORY = re.compile(r"\b(STL|LDL)\b")
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);")
 
 
-def _disassembler() -> "str | None":
+def _disassembler() -> str | None:
     """The CUDA toolkit's, or the one that Triton ships."""
     spec = find_spec("triton")
     beside_triton = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec and spec.origin else Path()
     return shutil.which("cuobjdump") or (str(beside_triton) if beside_triton.is_file() else None)
 
 
-def _objects() -> "list[Path]":
+def _objects() -> list[Path]:
     """Of the build that was made last."""
     folders = list(ROOT.glob("build/*/cpp/kernels/CMakeFiles/fdma_kernels_sm90.dir/instances"))
     newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
     return sorted(newest.glob("*_sm90_*.cu.o")) if newest else []
 
 
-def _kernels(path: Path) -> "dict[str, list[str]]":
+def _kernels(path: Path) -> dict[str, list[str]]:
     """The instructions of each kernel with matrix products."""
     output = subprocess.run([_disassembler(), "-sass", str(path)], capture_output=True, text=True, check=True).stdout
-    kernels: "dict[str, list[str]]" = {}
+    kernels: dict[str, list[str]] = {}
     for line in output.splitlines():
         if "Function :" in line:
             body = kernels.setdefault(line.split("Function :")[1].strip(), [])
@@ -43,7 +43,7 @@ def _kernels(path: Path) -> "dict[str, list[str]]":
 
 
 @pytest.fixture(scope="module")
-def objects() -> "dict[Path, dict[str, list[str]]]":
+def objects() -> dict[Path, dict[str, list[str]]]:
     if not _objects():
         pytest.skip("no build with kernels for sm_90a below build/")
     if _disassembler() is None:
@@ -53,25 +53,25 @@ def objects() -> "dict[Path, dict[str, list[str]]]":
 
 
 @pytest.fixture
-def kernels(objects: "dict[Path, dict[str, list[str]]]") -> "dict[str, list[str]]":
+def kernels(objects: dict[Path, dict[str, list[str]]]) -> dict[str, list[str]]:
     return {name: body for part in objects.values() for name, body in part.items()}
 
 
-def test_every_kernel_is_found(objects: "dict[Path, dict[str, list[str]]]") -> None:
-    """By dtype and head dim: five kernels forward (mask, bias, both, none, slots), three backward up to head dim 128."""
+def test_every_kernel_is_found(objects: dict[Path, dict[str, list[str]]]) -> None:
+    """By dtype and head dim: five forward (mask, bias, both, none, slots), three backward up to head dim 128."""
     assert objects
     for path, own in objects.items():
         direction, head_dim = re.match(r"(\w+?)_sm90_\w+_(\d+)\.cu", path.name).groups()
         assert len(own) == (5 if direction == "forward" else 3 if int(head_dim) <= 128 else 0), (path.name, list(own))
 
 
-def test_products_are_those_of_warpgroups(kernels: "dict[str, list[str]]") -> None:
+def test_products_are_those_of_warpgroups(kernels: dict[str, list[str]]) -> None:
     for name, body in kernels.items():
         assert any("HGMMA" in line for line in body), name
         assert not any("HMMA." in line for line in body), name
 
 
-def test_main_loops_keep_out_of_local_memory(kernels: "dict[str, list[str]]") -> None:
+def test_main_loops_keep_out_of_local_memory(kernels: dict[str, list[str]]) -> None:
     """From the first product to the last. Producers, behind them, may keep an address there."""
     for name, body in kernels.items():
         products = [i for i, line in enumerate(body) if "HGMMA" in line]
