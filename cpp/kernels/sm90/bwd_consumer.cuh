@@ -95,14 +95,17 @@ class BackwardConsumer {
     wait_products<1>();
     hold(weights);
     finish_weights(weights, note.m);
+    Operand weight_operand, grad_operand;
+    to_operand(weight_operand, weights);
+    if constexpr (Traits::kCaps) {
+      if (unit_.capped()) apply_transposed_cap(weights, shared_.stats(query_at_.stage) + lane_ % 4 * 16, unit_.cap_log2);
+    }
     wait_products<0>();
     hold(grad);
     const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
     to_transposed_grad_scores(grad, weights, stats);
     add_bias_gradient(grad);
 
-    Operand weight_operand, grad_operand;
-    to_operand(weight_operand, weights);
     to_operand(grad_operand, grad);
     hold(weight_operand);
     hold(grad_value);

@@ -17,18 +17,20 @@ cudaError_t launch_forward_variant(const ForwardParams& p, int multiprocessors, 
   launch.params = p;
   const SequenceView& sequences = p.sequences;
   const ElementType type = Element<T>::kType;
-  bool described = map_queries(launch.query, p, p.query, type, Traits::kQueries) &&
+  const PackedHeads packed = launch.packed<Traits>();
+  bool described = map_queries(launch.query, p, p.query, type, Traits::kQueries, packed) &&
                    map_keys(launch.key, p, p.key, type, Traits::kKeys) &&
                    map_keys(launch.value, p, p.value, type, Traits::kKeys);
   if constexpr (Traits::kBiased) described = described && map_bias(launch.bias, p, type, Traits::kQueries);
   if (!described) return cudaErrorInvalidValue;
-  launch.tiles_per_head = ceil_div(sequences.max_q, Traits::kQueries);
-  const int64_t tiles = static_cast<int64_t>(launch.tiles_per_head) * p.heads_q * p.batch;
+  launch.tiles_per_head = ceil_div(sequences.max_q, packed.position(Traits::kQueries));
+  const int64_t heads = int64_t{p.heads_q >> packed.shift} * p.batch;
+  const int64_t tiles = launch.tiles_per_head * heads;
   if (tiles > INT32_MAX) return cudaErrorInvalidConfiguration;
   launch.tiles = static_cast<int32_t>(tiles);
   const int64_t kv_head_bytes = max_of<int64_t>(1, int64_t{4} * sequences.max_k * p.head_dim);
   launch.section = static_cast<int32_t>(
-      min_of<int64_t>(int64_t{p.heads_q} * p.batch, max_of<int64_t>(1, kSectionBytes / kv_head_bytes) * p.group));
+      min_of<int64_t>(heads, max_of<int64_t>(1, kSectionBytes / kv_head_bytes) * (p.group >> packed.shift)));
   cudaError_t error = allow_shared_memory<forward_kernel<Traits>>(Traits::kSharedBytes);
   if (error == cudaSuccess && p.work_counter != nullptr) {
     error = cudaMemsetAsync(p.work_counter, 0, sizeof(int32_t), stream);

@@ -14,7 +14,9 @@ namespace fdma::sm90 {
 template <typename Traits>
 FDMA_DEVICE Work work_at(const ForwardLaunch& launch, int index) {
   const ForwardParams& p = launch.params;
-  const int heads = p.heads_q * p.batch;
+  const PackedHeads packed = launch.packed<Traits>();
+  const int packs = p.heads_q >> packed.shift;  // tiles of several heads at a position
+  const int heads = packs * p.batch;
   const int begin = index / (launch.section * launch.tiles_per_head) * launch.section;
   const int section = min_of(launch.section, heads - begin);
   const int rest = index - begin * launch.tiles_per_head;
@@ -22,9 +24,9 @@ FDMA_DEVICE Work work_at(const ForwardLaunch& launch, int index) {
   int tile = rest / section;
   if (p.is_causal) tile = launch.tiles_per_head - 1 - tile;
   Work work;
-  work.b = head / p.heads_q;
-  work.h = head % p.heads_q;
-  work.q = tile * Traits::kQueries;
+  work.b = head / packs;
+  work.h = head % packs << packed.shift;
+  work.q = tile * packed.position(Traits::kQueries);
   work.sequence = p.sequences.at(work.b);
   return work;
 }
@@ -36,7 +38,7 @@ class KeyWalk {
   FDMA_DEVICE KeyWalk(const ForwardParams& p, const Work& work) : p_(p), bits_(bits(p, work)) {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
-      const int last = min_of(work.q + Traits::kQueries, work.sequence.len_q) - 1;
+      const int last = min_of(work.q + slots.packed.position(Traits::kQueries), work.sequence.len_q) - 1;
       slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q + slots.shift,
                 last + slots.shift};
       n = ceil_div(slots.used_slots(slots.list(work.b, work.h / p.group)), Traits::kKeys);
@@ -55,7 +57,7 @@ class KeyWalk {
     }
   }
   FDMA_DEVICE KeyNote note() const {
-    KeyNote note{n, 0, 0, 0};
+    KeyNote note{n, 0, 0};
     if constexpr (Traits::kSlots) {
       if (n >= 0) {
         const SpanSummary summary = tile_summary<Traits::kKeys>(slots_.groups, n);
@@ -138,9 +140,13 @@ class ForwardProducer {
     ring.wait_empty(query_at_);
     if (leads_) {
       ring.full(0).arrive_expecting(Traits::QueryTile::kBytes);
-      load_blocks<typename Traits::QueryTile>(launch_.query, shared_.base + Traits::kQueryOffset, ring.full(0), 0,
-                                              static_cast<int>(work.sequence.q_begin) + work.q, work.h, work.b,
-                                              Keep::kFirst);
+      int row = static_cast<int>(work.sequence.q_begin) + work.q, head = work.h;
+      if (launch_.packed<Traits>().shift > 0) {  // see make_tensor_map
+        const int of_row = row;
+        row = head, head = of_row;
+      }
+      load_blocks<typename Traits::QueryTile>(launch_.query, shared_.base + Traits::kQueryOffset, ring.full(0), 0, row,
+                                              head, work.b, Keep::kFirst);
     }
     query_at_.advance();
   }
