@@ -215,11 +215,22 @@ class ForwardConsumer {
       const int q = work.q + packed_.position(row), h = work.h + packed_.head(row);
       const bool valid = q < work.sequence.len_q;
       const int64_t q_row = work.sequence.q_begin + q;
+      if (Traits::kSplits && work.part >= 0) {
+        store_part(softmax, out, half, work.part * p_.tail_parts.rows + work.part_row + row);
+        continue;
+      }
       if (valid && p_.lse != nullptr && lane_ % 4 == 0) {
         p_.lse[work.b * p_.lse_stride_batch + h * p_.lse_stride_head + q_row] = softmax.lse(0, half);
       }
       store_row<T>(out, half, 1.f, p_.out.at<T>(work.b, h, q_row), valid, p_.head_dim, p_.vector_out, lane_);
     }
+  }
+
+  // A row of a part. Rows that are nobody's are there, too.
+  FDMA_DEVICE void store_part(const OnlineSoftmax<1>& softmax, const float (&out)[1][kNO][4], int half,
+                              int64_t row) const {
+    if (lane_ % 4 == 0) p_.tail_parts.lse[row] = softmax.lse_bits(0, half);
+    store_float_row(out, half, p_.tail_parts.out + row * p_.head_dim, p_.head_dim, lane_);
   }
 
   const ForwardParams& p_;

@@ -9,24 +9,21 @@
 
 namespace fdma::sm90 {
 
-// Where query tile `index` of the queue lies. Under causality long ones come first; section by section, so that the
-// blocks that run at one time share keys in L2.
+// Item `index` of the queue. Under causality long tiles come first.
 template <typename Traits>
 FDMA_DEVICE Work work_at(const ForwardLaunch& launch, int index) {
   const ForwardParams& p = launch.params;
   const PackedHeads packed = launch.packed<Traits>();
+  const int tiles = launch.queue.heads * launch.queue.tiles_per_head;
+  const QueueItem item(index, tiles, Traits::kSplits ? p.tail : TailSplit{});
+  const TileQueue::Place place = launch.queue.at(item.tile);
   const int packs = p.heads_q >> packed.shift;  // tiles of several heads at a position
-  const int heads = packs * p.batch;
-  const int begin = index / (launch.section * launch.tiles_per_head) * launch.section;
-  const int section = min_of(launch.section, heads - begin);
-  const int rest = index - begin * launch.tiles_per_head;
-  const int head = begin + rest % section;
-  int tile = rest / section;
-  if (p.is_causal) tile = launch.tiles_per_head - 1 - tile;
   Work work;
-  work.b = head / packs;
-  work.h = head % packs << packed.shift;
-  work.q = tile * packed.position(Traits::kQueries);
+  work.b = place.head / packs;
+  work.h = place.head % packs << packed.shift;
+  work.q = place.tile * packed.position(Traits::kQueries);
+  work.part = item.part;
+  work.part_row = (item.tile - (tiles - p.tail.tiles)) * Traits::kQueries;
   work.sequence = p.sequences.at(work.b);
   return work;
 }
@@ -43,8 +40,11 @@ class KeyWalk {
                 last + slots.shift};
       n = ceil_div(slots.used_slots(slots.list(work.b, work.h / p.group)), Traits::kKeys);
     } else {
-      n = static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q, work.sequence.len_k,
-                                          p.is_causal, Traits::kKeys));
+      const PartRange range(static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q,
+                                                            work.sequence.len_k, p.is_causal, Traits::kKeys)),
+                            Traits::kSplits ? work.part : -1, p.tail.parts);
+      n = range.end;
+      if constexpr (Traits::kSplits) first_ = range.first;
     }
     advance();
   }
@@ -54,6 +54,8 @@ class KeyWalk {
       n = slots_.next(n);
     } else if constexpr (Traits::kMasked) {
       n = bits_.next(n);
+    } else if constexpr (Traits::kSplits) {
+      if (n < first_) n = -1;
     }
   }
   FDMA_DEVICE KeyNote note() const {
@@ -75,6 +77,7 @@ class KeyWalk {
     return Bits(p.mask, work.b, work.h, work.q, work.sequence.len_q);
   }
   const ForwardParams& p_;
+  int first_ = 0;
   Bits bits_;
   LiveSlotTiles<Traits::kKeys> slots_;
 };
@@ -89,7 +92,7 @@ class ForwardProducer {
 
   FDMA_DEVICE void run() {
     int tile = blockIdx.x;
-    while (tile < launch_.tiles) {
+    while (tile < launch_.items) {
       const int following = next_tile();
       const Work work = work_at<Traits>(launch_, tile);
       if (work.q < work.sequence.len_q) {
@@ -98,13 +101,13 @@ class ForwardProducer {
       }
       tile = __shfl_sync(0xffffffffu, following, 0);
     }
-    hand_out(Work{0, 0, -1, {}});
+    hand_out(Work{0, 0, -1, -1, 0, {}});
   }
 
  private:
   // Known to the first lane.
   FDMA_DEVICE int next_tile() const {
-    int next = launch_.tiles;
+    int next = launch_.items;
     if (leads_ && p_.work_counter != nullptr) next = gridDim.x + atomicAdd(p_.work_counter, 1);
     return next;
   }

@@ -13,9 +13,8 @@ namespace fdma::sm90 {
 struct ForwardLaunch {
   ForwardParams params;
   TensorMap query, key, value, bias;  // bias: form kSame only
-  int32_t tiles = 0;                  // query tiles of all heads and batches
-  int32_t tiles_per_head = 0;
-  int32_t section = 1;  // (batch, head) pairs whose keys and values fit L2 together: their tiles are neighbours
+  TileQueue queue;
+  int32_t items = 0;  // of the queue, parts of its tail included
 
   // A tile of slots may have several heads.
   template <typename Traits>
@@ -27,6 +26,8 @@ struct ForwardLaunch {
 // A query tile, as the producer hands it to the consumers.
 struct Work {
   int b, h, q;  // first head, first query row; q = -1: there is no more work
+  int part;     // of a split tile, or -1
+  int part_row;  // of the tile's first row among those of split tiles
   Sequence sequence;
 };
 
@@ -44,7 +45,8 @@ struct ForwardTraits {
   static constexpr BiasForm kBias = kBias_;
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;
-  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBiased);
+  static constexpr bool kSplits = kBias == BiasForm::kNone && !kMasked;  // takes parts of tiles, see TailSplit
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBiased || kSlots);
   static constexpr int kGroups = kTile.groups;  // of consumers
   // The copies of masks beside all else take the producer more registers.
   static constexpr bool kBusyProducer = kMasked && kBiased;
