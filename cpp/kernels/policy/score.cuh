@@ -33,13 +33,18 @@ struct ScoreUnit {
 #pragma unroll
           for (int e = 0; e < 4; ++e) acc[i][j][e] = cap_log2 * tanh_exp2(acc[i][j][e] * scale_over_cap);
     } else {
-#pragma unroll
-      for (int i = 0; i < kM; ++i)
-#pragma unroll
-        for (int j = 0; j < kN; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) acc[i][j][e] *= scale_log2;
+      to_bits_uncapped(acc);
     }
+  }
+  // As to_bits, where it is known that there is no softcap.
+  template <int kM, int kN>
+  FDMA_DEVICE void to_bits_uncapped(float (&acc)[kM][kN][4]) const {
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+      for (int j = 0; j < kN; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[i][j][e] *= scale_log2;
   }
 };
 

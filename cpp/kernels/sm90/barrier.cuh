@@ -65,6 +65,14 @@ struct RingPosition {
   }
 };
 
+// How many arrivals a warp makes at the end of its use of a buffer. One lane arrives for the warp; racecheck, which takes
+// no such arrival for what orders the other lanes, gets a build in which every lane does.
+#ifdef FDMA_EVERY_LANE_ARRIVES
+inline constexpr int kWarpArrivals = 32;
+#else
+inline constexpr int kWarpArrivals = 1;
+#endif
+
 // A ring of buffers between producers and consumers: a pair of barriers a stage, 16 bytes, in shared memory.
 template <int kStages>
 struct Ring {
@@ -73,12 +81,21 @@ struct Ring {
 
   FDMA_DEVICE Barrier full(int stage) const { return {address + stage * 16}; }
   FDMA_DEVICE Barrier empty(int stage) const { return {address + stage * 16 + 8}; }
-  FDMA_DEVICE void init(int producer_arrivals, int consumer_arrivals) const {
-    for (int stage = 0; stage < kStages; ++stage) full(stage).init(producer_arrivals), empty(stage).init(consumer_arrivals);
+  FDMA_DEVICE void init(int producer_arrivals, int consumer_warps) const {
+    for (int stage = 0; stage < kStages; ++stage) {
+      full(stage).init(producer_arrivals);
+      empty(stage).init(consumer_warps * kWarpArrivals);
+    }
   }
   FDMA_DEVICE void wait_full(const RingPosition<kStages>& at) const { full(at.stage).wait(at.parity); }
   // Buffers start empty: the first round does not wait.
   FDMA_DEVICE void wait_empty(const RingPosition<kStages>& at) const { empty(at.stage).wait(at.parity ^ 1); }
+  // The warp, all of it, has done with its buffer and goes on to the next.
+  FDMA_DEVICE void release(RingPosition<kStages>& at, int lane) const {
+    __syncwarp();
+    if (lane < kWarpArrivals) empty(at.stage).arrive();
+    at.advance();
+  }
 };
 
 // Registers of the warpgroup's threads from here on, a multiple of 8.

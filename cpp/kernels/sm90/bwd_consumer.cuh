@@ -29,7 +29,7 @@ class BackwardConsumer {
         p_(launch),
         shared_(shared),
         block_(block),
-        group_(threadIdx.x / kGroupThreads - 1),
+        group_(uniform(threadIdx.x / kGroupThreads) - 1),
         warp_(threadIdx.x % kGroupThreads / 32),
         lane_(threadIdx.x % 32),
         unit_(p_.scale, p_.softcap),
@@ -74,9 +74,7 @@ class BackwardConsumer {
  private:
   template <int kRingStages>
   FDMA_DEVICE void release(const Ring<kRingStages>& ring, RingPosition<kRingStages>& at) const {
-    __syncwarp();
-    if (lane_ == 0) ring.empty(at.stage).arrive();
-    at.advance();
+    ring.release(at, lane_);
   }
   FDMA_DEVICE QueryNote next_query() const {
     shared_.queries().wait_full(query_at_);
@@ -102,9 +100,6 @@ class BackwardConsumer {
     finish_weights(weights, note.m);
     Operand weight_operand, grad_operand;
     to_operand(weight_operand, weights);
-    if constexpr (Traits::kCaps) {
-      if (unit_.capped()) apply_transposed_cap(weights, shared_.stats(query_at_.stage) + lane_ % 4 * 16, unit_.cap_log2);
-    }
     wait_products<0>();
     hold(grad);
     const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
@@ -156,7 +151,7 @@ class BackwardConsumer {
     if constexpr (Traits::kSlots) {
       if (!folded_) scale_and_shift(x, unit_.scale_log2, slot_bias_);
     } else {
-      if (!folded_) unit_.to_bits(x);
+      if (!folded_) unit_.to_bits_uncapped(x);
     }
     if constexpr (Traits::kBiased) {
       shared_.biases().wait_full(bias_at_);

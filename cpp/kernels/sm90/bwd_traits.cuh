@@ -36,7 +36,6 @@ struct BackwardTraits {
   static constexpr int kProducerRegisters = kBiased ? 40 : 24, kConsumerRegisters = kBiased ? 232 : 240;
   static constexpr bool kKeepsSpans = kSlots && kQueries == 64;  // in registers, of which wider tiles have none to spare
   static constexpr bool kSplits = kBias == BiasForm::kNone;
-  static constexpr bool kCaps = kBias == BiasForm::kNone && backward_caps(kHeadDim);  // takes a softcap
   using Sum = sm90::QuerySum<kHeadDim>;
 
   using QueryTile = BlockedTile<kQueries, kHeadDim>;

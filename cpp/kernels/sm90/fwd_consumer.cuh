@@ -22,7 +22,7 @@ class ForwardConsumer {
       : p_(launch.params),
         shared_(shared),
         packed_(launch.packed<Traits>()),
-        group_(threadIdx.x / kGroupThreads - 1),
+        group_(uniform(threadIdx.x / kGroupThreads) - 1),
         warp_(threadIdx.x % kGroupThreads / 32),
         lane_(threadIdx.x % 32),
         unit_(p_.scale, p_.softcap),
@@ -46,9 +46,7 @@ class ForwardConsumer {
  private:
   template <int kRingStages>
   FDMA_DEVICE void release(const Ring<kRingStages>& ring, RingPosition<kRingStages>& at) const {
-    __syncwarp();
-    if (lane_ == 0) ring.empty(at.stage).arrive();
-    at.advance();
+    ring.release(at, lane_);
   }
   FDMA_DEVICE void take_turn() const { sync_named(NamedBarrier::kTurn, group_, 2 * kGroupThreads); }
   FDMA_DEVICE void pass_turn() const {
@@ -132,7 +130,11 @@ class ForwardConsumer {
     if constexpr (Traits::kSlots) release(shared_.keys(), key_at_);
   }
   FDMA_DEVICE void finish_scores(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
-    if (!folded_) unit_.to_bits(scores);
+    if constexpr (Traits::kCapped) {
+      unit_.to_bits(scores);
+    } else {
+      if (!folded_) unit_.to_bits_uncapped(scores);
+    }
     const int row = row0(work);
     add_bias(scores);
     apply_mask(scores);

@@ -28,9 +28,9 @@ inline CombineParams combine_params(const ForwardParams& p, const TileQueue& que
   return combine;
 }
 
-template <typename T, int kHeadDim, bool kMasked, BiasForm kBias>
+template <typename Traits>
 cudaError_t launch_forward_variant(const ForwardParams& p, int multiprocessors, cudaStream_t stream) {
-  using Traits = ForwardTraits<T, kHeadDim, kMasked, kBias>;
+  using T = typename Traits::T;
   ForwardLaunch launch;
   launch.params = p;
   const SequenceView& sequences = p.sequences;
@@ -67,16 +67,23 @@ cudaError_t launch_forward_variant(const ForwardParams& p, int multiprocessors, 
   return launch_combine_splits(combine_params(p, queue, Traits::kQueries), type, stream);
 }
 
+template <typename T, int kHeadDim, bool kMasked, BiasForm kBias>
+cudaError_t launch_forward_form(const ForwardParams& p, int multiprocessors, cudaStream_t stream) {
+  return p.softcap != 0
+             ? launch_forward_variant<ForwardTraits<T, kHeadDim, kMasked, kBias, true>>(p, multiprocessors, stream)
+             : launch_forward_variant<ForwardTraits<T, kHeadDim, kMasked, kBias, false>>(p, multiprocessors, stream);
+}
+
 template <typename T, int kHeadDim>
 cudaError_t launch_forward(const ForwardParams& p, int multiprocessors, cudaStream_t stream) {
   constexpr auto kNone = BiasForm::kNone, kSame = BiasForm::kSame, kSlots = BiasForm::kSlots;
-  if (p.slots.spans != nullptr) return launch_forward_variant<T, kHeadDim, false, kSlots>(p, multiprocessors, stream);
+  if (p.slots.spans != nullptr) return launch_forward_form<T, kHeadDim, false, kSlots>(p, multiprocessors, stream);
   if (p.bias.data != nullptr) {
-    return p.has_mask ? launch_forward_variant<T, kHeadDim, true, kSame>(p, multiprocessors, stream)
-                      : launch_forward_variant<T, kHeadDim, false, kSame>(p, multiprocessors, stream);
+    return p.has_mask ? launch_forward_form<T, kHeadDim, true, kSame>(p, multiprocessors, stream)
+                      : launch_forward_form<T, kHeadDim, false, kSame>(p, multiprocessors, stream);
   }
-  return p.has_mask ? launch_forward_variant<T, kHeadDim, true, kNone>(p, multiprocessors, stream)
-                    : launch_forward_variant<T, kHeadDim, false, kNone>(p, multiprocessors, stream);
+  return p.has_mask ? launch_forward_form<T, kHeadDim, true, kNone>(p, multiprocessors, stream)
+                    : launch_forward_form<T, kHeadDim, false, kNone>(p, multiprocessors, stream);
 }
 
 }  // namespace fdma::sm90

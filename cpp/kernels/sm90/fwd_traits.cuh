@@ -37,11 +37,12 @@ struct KeyNote {
   int last_begin, first_end;  // slots: positions in between see all of the tile
 };
 
-template <typename T_, int kHeadDim_, bool kMasked_, BiasForm kBias_>
+// `kCapped_`: with a softcap, whose code would take a third of the main loop's instructions, and their cache, from the others.
+template <typename T_, int kHeadDim_, bool kMasked_, BiasForm kBias_, bool kCapped_>
 struct ForwardTraits {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr bool kMasked = kMasked_;
+  static constexpr bool kMasked = kMasked_, kCapped = kCapped_;
   static constexpr BiasForm kBias = kBias_;
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;

@@ -26,7 +26,5 @@ constexpr int kBackwardKeys = 128, kBackwardGroups = 2;
 constexpr BackwardTile backward_tile(int head_dim) { return {head_dim <= 64 ? 128 : 64}; }
 // Larger head dims have no room for the sums of dK and dV in registers.
 constexpr bool has_backward(int head_dim) { return head_dim <= 128; }
-// The derivative of a softcap takes registers, of which wider tiles have none to spare.
-constexpr bool backward_caps(int head_dim) { return backward_tile(head_dim).queries == 64; }
 
 }  // namespace fdma::sm90

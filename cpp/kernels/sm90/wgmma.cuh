@@ -18,6 +18,9 @@ inline constexpr int kGroupThreads = 128;  // of a warpgroup
 inline constexpr int kGroupRows = 64;
 inline constexpr int kBlockCols = 64;  // 16-bit elements of a 128-byte line
 
+// A value that all lanes of the warp share, so that the compiler knows it: descriptors then live in uniform registers.
+FDMA_DEVICE int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 // A tile of 16-bit elements as the copy engine writes it with the 128-byte swizzle: blocks of 64 columns one behind the
 // other, in each a line of 128 bytes for every row. A block is sm80::SmemTile<kRows, 64>. Starts at a multiple of 1024.
 template <int kRows_, int kCols_>
