@@ -76,8 +76,8 @@ struct KeyRows {
   int64_t rows = 0;   // of a batch entry
 
   struct Key {
-    int64_t b;   // the sequence
-    int32_t k;   // in the sequence; -1 where the row belongs to none
+    int64_t b;  // the sequence
+    int32_t k;  // in the sequence; -1 where the row belongs to none
     Sequence sequence;
   };
   FDMA_HOST_DEVICE bool packed() const { return sequences.packed && !sequences.paged; }

@@ -95,9 +95,9 @@ FDMA_HOST_DEVICE QueryTiles query_tiles(const SpanSummary& spans, int shift, int
   return {begin / tile, begin < end ? ceil_div(end, tile) : begin / tile};
 }
 
-// The slots of a call: one list for each (batch, head) of the mask, with sequences for each (batch entry, head). Without
-// spans they are the order of keys under a packed mask (policy/compact.hpp), and only `slots` and the strides of lists
-// are set.
+// The slots of a call: one list for each (batch, head) of the mask, with sequences for each (batch entry, head).
+// Without spans they are the order of keys under a packed mask (policy/compact.hpp), and only `slots` and the strides
+// of lists are set.
 struct SlotView {
   const Span* spans = nullptr;                          // [list][slots]
   const SpanSummary* groups = nullptr;                  // [list][slots / kSlotGroup]

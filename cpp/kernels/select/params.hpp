@@ -103,8 +103,8 @@ struct BlockOrderParams {
   FDMA_HOST_DEVICE int64_t blocks() const { return static_cast<int64_t>(batch) * heads_kv * tiles(); }
 };
 
-// A key-like tensor in natural order, (B, rows, heads, D), and in the order of slots, (B, slots, heads * copies, D), whose
-// rows are aligned. Query heads with lists of their own have copies of their own of the keys that they share.
+// A key-like tensor in natural order, (B, rows, heads, D), and in the order of slots, (B, slots, heads * copies, D),
+// whose rows are aligned. Query heads with lists of their own have copies of their own of the keys that they share.
 struct SlotRowsParams {
   TensorView natural, slotted;
   ElementType type = ElementType::kFloat16;

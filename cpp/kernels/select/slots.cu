@@ -377,8 +377,8 @@ cudaError_t launch_gather_bias(const SlotBiasParams& p, cudaStream_t stream) {
 
 cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& p, const int32_t* slot_of_key, const KeyRows& rows,
                                              cudaStream_t stream) {
-  return start(reduce_slot_bias_gradient_kernel,
-               static_cast<int64_t>(p.bias_batch) * p.bias_heads * p.sequences.max_k, stream, p, slot_of_key, rows);
+  return start(reduce_slot_bias_gradient_kernel, static_cast<int64_t>(p.bias_batch) * p.bias_heads * p.sequences.max_k,
+               stream, p, slot_of_key, rows);
 }
 
 cudaError_t launch_expand_key_lists(const ExpandParams& p, cudaStream_t stream) {
