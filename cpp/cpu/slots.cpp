@@ -33,6 +33,26 @@ void for_each_sequence(const AttentionProblem& problem, int64_t entry, const Bod
   for (int64_t b = 0; b < problem.batch; ++b) body(problem.extents(b));
 }
 
+// The queries that see each row of a batch entry of key-like tensors.
+std::vector<Span> spans_of_keys(const AttentionProblem& problem, int64_t list) {
+  std::vector<Span> spans(static_cast<size_t>(problem.rows_k()), kNoSpan);
+  const KeyListProblem& lists = problem.mask.lists;
+  for_each_sequence(problem, list / lists.heads, [&](const SequenceExtents& extents) {
+    const Sequence sequence = narrow(extents);
+    const int32_t* data = lists.row(lists.list(extents.batch, list % lists.heads));
+    Span* of_sequence = spans.data() + sequence.k_begin;
+    if (is_interval(problem)) {
+      for (int32_t k = 0; k < sequence.len_k; ++k) of_sequence[k] = interval_rows(sequence, k, data[k]);
+      return;
+    }
+    for (int64_t column = 0; column < lists.width; ++column) {
+      const int32_t k = data[column];
+      if (k >= 0 && k < sequence.len_k) of_sequence[k] = column_rows(sequence, k, problem.is_causal);
+    }
+  });
+  return spans;
+}
+
 }  // namespace
 
 SlotCall::SlotCall(const AttentionProblem& problem, Workspace& workspace) {
@@ -153,26 +173,6 @@ void SlotCall::fill_mask(const AttentionProblem& problem) const {
     for (int64_t slot = 0; slot < slots_; ++slot) slot_of_key_[list * slots_ + keys[slot]] = static_cast<int32_t>(slot);
   }
   permute_mask(problem, natural_mask_, slot_of_key_, mask_);
-}
-
-// The queries that see each row of a batch entry of key-like tensors.
-std::vector<Span> SlotCall::spans_of_keys(const AttentionProblem& problem, int64_t list) const {
-  std::vector<Span> spans(static_cast<size_t>(problem.rows_k()), kNoSpan);
-  const KeyListProblem& lists = problem.mask.lists;
-  for_each_sequence(problem, list / lists.heads, [&](const SequenceExtents& extents) {
-    const Sequence sequence = narrow(extents);
-    const int32_t* data = lists.row(lists.list(extents.batch, list % lists.heads));
-    Span* of_sequence = spans.data() + sequence.k_begin;
-    if (is_interval(problem)) {
-      for (int32_t k = 0; k < sequence.len_k; ++k) of_sequence[k] = interval_rows(sequence, k, data[k]);
-      return;
-    }
-    for (int64_t column = 0; column < lists.width; ++column) {
-      const int32_t k = data[column];
-      if (k >= 0 && k < sequence.len_k) of_sequence[k] = column_rows(sequence, k, problem.is_causal);
-    }
-  });
-  return spans;
 }
 
 // As the kernels of select/slots.cu.

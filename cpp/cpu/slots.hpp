@@ -27,7 +27,6 @@ class SlotCall {
   void describe(AttentionProblem& problem) const;
   void take_spans(Workspace& workspace);
   void fill_mask(const AttentionProblem& problem) const;
-  std::vector<Span> spans_of_keys(const AttentionProblem& problem, int64_t list) const;
   void fill_list(const AttentionProblem& problem, int64_t list) const;
   void gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const;
   void scatter_rows(const BackwardProblem& problem, const View4& natural, char* slotted) const;
