@@ -139,7 +139,7 @@ void clear_unreached_rows(const AttentionParams& params, const View4& output, bo
 
 // Scratch of backward, carved in one place.
 struct BackwardScratch {
-  size_t sums_bytes = 0, order_bytes = 0, keys_bytes = 0;
+  size_t order_bytes = 0, keys_bytes = 0;
 
   // `queries`: rows of a query tile of the main kernel.
   BackwardScratch(BackwardParams& params, const BackwardProblem& problem, Workspace& workspace, int bucket,
@@ -153,7 +153,7 @@ struct BackwardScratch {
     if (problem.grad_query) {
       const int64_t elements = tiles * problem.heads_q * queries * bucket;
       params.grad_query_sum = workspace.take<float>(elements);
-      sums_bytes = static_cast<size_t>(elements) * sizeof(float);
+      params.grad_query_elements = elements;
       if (problem.deterministic) {
         // As many as smaller tiles would need: which kernels run depends on addresses that are not known when the size is
         // asked for.
@@ -170,7 +170,6 @@ struct BackwardScratch {
   }
 
   void clear(const BackwardParams& params, cudaStream_t stream) const {
-    if (sums_bytes > 0) check(cudaMemsetAsync(params.grad_query_sum, 0, sums_bytes, stream), "clearing dQ sums");
     if (order_bytes > 0) check(cudaMemsetAsync(params.tile_order, 0, order_bytes, stream), "clearing tile counters");
     if (keys_bytes > 0) check(cudaMemsetAsync(params.grad_bias_keys, 0, keys_bytes, stream), "clearing column sums");
   }
@@ -229,6 +228,13 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.work_counter = workspace.take<int32_t>(1);
   const AttentionParams natural = params;  // keys may get an order of their own
   const std::unique_ptr<ReorderedCall> reordered = bind_keys(params, problem, workspace, stream);
+  params.tail = forward_tail(params, kernels, device);
+  if (params.tail.any()) {
+    SplitParts& parts = params.tail_parts;
+    parts.rows = int64_t{params.tail.tiles} * sm90::forward_tile(kernels.head_dim, false).queries();
+    parts.out = workspace.take<float>(params.tail.parts * parts.rows * params.head_dim);
+    parts.lse = workspace.take<float>(params.tail.parts * parts.rows);
+  }
   if (workspace.counting()) return;
   if (reordered) reordered->gather(params, stream);
   const bool hopper = hopper_serves_forward(params, kernels, device);
@@ -254,6 +260,12 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
     reordered->order_blocks(problem, params, workspace, hopper ? sm90::kBackwardKeys : portable.keys, queries);
   }
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, queries);
+  params.tail = problem.has_scores() ? backward_tail(params, kernels, device, problem.deterministic) : TailSplit{};
+  if (params.tail.any()) {
+    params.tail_keys = sm90::kBackwardKeys;
+    params.tail_grads = workspace.take<float>(int64_t{2} * params.tail.parts * params.tail.tiles * params.tail_keys *
+                                              params.head_dim);
+  }
   if (workspace.counting()) return;
   if (!problem.has_scores()) return backward_without_scores(problem, stream);
   if (reordered) reordered->gather(params, stream);

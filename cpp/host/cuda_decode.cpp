@@ -79,6 +79,23 @@ int splits_of(const DecodeParams& params, int64_t keys, int bucket, int multipro
   return static_cast<int>(min_of(most, max_of<int64_t>(1, max_of(filled, min_of(twice, worthwhile)))));
 }
 
+// Every (batch, head) pair is a tile of the queue.
+CombineParams combine_params(const DecodeParams& params) {
+  CombineParams combine;
+  combine.parts = params.parts;
+  combine.count = params.splits;
+  combine.queue.heads = params.batch * params.heads_q;
+  combine.tile_rows = params.len_q;
+  combine.heads_q = params.heads_q;
+  combine.len_q = params.len_q;
+  combine.head_dim = params.head_dim;
+  combine.out = params.out;
+  combine.lse = params.lse;
+  combine.lse_stride_head = params.len_q;
+  combine.lse_stride_batch = int64_t{params.heads_q} * params.len_q;
+  return combine;
+}
+
 }  // namespace
 
 void decode(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream) {
@@ -99,13 +116,14 @@ void decode(const DecodeProblem& problem, Workspace& workspace, fdma_stream stre
   const int64_t keys = problem.keep > 0 ? problem.keep : problem.len_k;
   params.splits = splits_of(params, keys, kernels.head_dim, device_info(problem.device.index).multiprocessors);
   if (params.splits > 1) {
-    params.partial_out = workspace.take<float>(params.splits * params.rows() * problem.head_dim);
-    params.partial_lse = workspace.take<float>(params.splits * params.rows());
+    params.parts.rows = params.rows();
+    params.parts.out = workspace.take<float>(params.splits * params.rows() * problem.head_dim);
+    params.parts.lse = workspace.take<float>(params.splits * params.rows());
   }
   if (workspace.counting()) return;
   if (problem.keep > 0) check(launch_decode_select(select, stream), "selection for decode");
   check(kernels.decode(params, stream), "decode");
-  if (params.splits > 1) check(launch_combine_splits(params, type, stream), "combining splits");
+  if (params.splits > 1) check(launch_combine_splits(combine_params(params), type, stream), "combining splits");
 }
 
 }  // namespace fdma::cuda

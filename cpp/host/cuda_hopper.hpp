@@ -4,6 +4,7 @@
 #include "host/backend.hpp"
 #include "host/cuda_device.hpp"
 #include "kernels/launchers.hpp"
+#include "kernels/policy/range.hpp"
 #include "kernels/sm90/tile_config.hpp"
 
 namespace fdma::cuda {
@@ -25,13 +26,46 @@ inline bool hopper_serves_forward(const ForwardParams& p, const AttentionKernels
   return kernels.forward_sm90 != nullptr && takes_hopper(device) && p.pages.table == nullptr &&
          hopper_serves(p, kernels.type);
 }
-// No softcap: its derivative would need the scores once more. The gradient of the bias is stored by the copy engine, too.
+// Tiles of queries, or of keys, that take equally long: without mask and bias, and with the same keys for all queries up to
+// a few.
+inline bool has_equal_tiles(const AttentionParams& p) {
+  const int64_t len_q = p.sequences.max_q, len_k = p.sequences.max_k;
+  return !p.has_mask && p.slots.spans == nullptr && p.bias.data == nullptr && !p.sequences.varies() && len_q > 0 &&
+         len_k > 0 && (!p.is_causal || len_k >= 4 * len_q);
+}
+// How Hopper's kernels cut the last of their tiles, should they serve the call: that follows from addresses, too, and
+// scratch is asked for without.
+inline TailSplit forward_tail(const ForwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
+  if (kernels.forward_sm90 == nullptr || !takes_hopper(device) || p.pages.table != nullptr || !has_equal_tiles(p)) {
+    return {};
+  }
+  constexpr int kFewestTiles = 4;  // of keys, in a part
+  const sm90::ForwardTile tile = sm90::forward_tile(kernels.head_dim, false);
+  const int64_t tiles = ceil_div<int64_t>(p.sequences.max_q, tile.queries()) * p.heads_q * p.batch;
+  return TailSplit::choose(tiles, device.multiprocessors,
+                           ceil_div<int64_t>(p.sequences.max_k, tile.keys) / kFewestTiles);
+}
+// Without causality alone: walks of the first key tiles are longer. Deterministic mode adds in the order of whole tiles.
+inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device,
+                               bool deterministic) {
+  if (kernels.backward_sm90 == nullptr || !sm90::has_backward(kernels.head_dim) || !takes_hopper(device) ||
+      deterministic || p.is_causal || !has_equal_tiles(p)) {
+    return {};
+  }
+  constexpr int kFewestTiles = 4;  // of queries, in a part
+  const int64_t tiles = ceil_div<int64_t>(p.sequences.max_k, sm90::kBackwardKeys) * p.heads_kv * p.batch;
+  const int64_t walk = ceil_div<int64_t>(p.sequences.max_q, sm90::backward_tile(kernels.head_dim).queries);
+  return TailSplit::choose(tiles, device.multiprocessors, walk / kFewestTiles);
+}
+
+// The gradient of the bias is stored by the copy engine, too.
 inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels,
                                    const DeviceInfo& device) {
   const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
   const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
+  const bool caps = sm90::backward_caps(kernels.head_dim) && p.bias.data == nullptr && p.slots.spans == nullptr;
   return kernels.backward_sm90 != nullptr && sm90::has_backward(kernels.head_dim) && takes_hopper(device) &&
-         p.softcap == 0 && p.grad_out.stride_row != 0 && (!stores_scores || vector_scores) &&
+         (p.softcap == 0 || caps) && p.grad_out.stride_row != 0 && (!stores_scores || vector_scores) &&
          hopper_serves(p, kernels.type);
 }
 

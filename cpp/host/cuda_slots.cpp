@@ -53,12 +53,14 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   view.spans = tables_.spans;
   view.groups = tables_.groups;
   view.used = slots == 0 ? nullptr : tables_.used;  // nothing is written without slots
+  if (params.query.stride_head != 0) view.packed = PackedHeads::of_group(params.group);
   if (problem.bias.kind == FDMA_BIAS_NONE) return;
 
   bias_params_ = bias_params(problem, params);
   bias_params_.target = workspace.take<float>(static_cast<int64_t>(bias_params_.batch) * bias_params_.heads * slots);
   view.bias = bias_params_.target;
   view.heads_per_bias_head = bias_params_.heads_per_row;
+  if (view.heads_per_bias_head == 1) view.packed = {};  // a tile of slots has one bias a slot
   view.bias_stride_head = 1;
   view.bias_stride_batch = bias_params_.batch == 1 ? 0 : bias_params_.heads;
 }

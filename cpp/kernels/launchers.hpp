@@ -41,14 +41,13 @@ cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t str
 // The bounded cache. Appends of up to kFewTokens need no scratch.
 cudaError_t launch_cache_append(const CacheAppendParams& params, cudaStream_t stream);
 cudaError_t launch_cache_gather(const CacheGatherParams& params, cudaStream_t stream);
-// Decode: how rows of `keys` keys are selected from, the selection, and the parts of a split call put together.
+// Decode: how rows of `keys` keys are selected from, and the selection.
 struct DecodeSelectPlan {
   int32_t chunks = 0;  // 0: a block has a whole row
   int64_t histogram_words = 0;
 };
 DecodeSelectPlan plan_decode_select(ElementType type, int64_t rows, int64_t keys);
 cudaError_t launch_decode_select(const DecodeSelectParams& params, cudaStream_t stream);
-cudaError_t launch_combine_splits(const DecodeParams& params, ElementType type, cudaStream_t stream);
 // A packed mask with its keys in an order that follows from it. See policy/compact.hpp.
 cudaError_t compact_sort_bytes(const CompactParams& params, size_t& bytes);
 cudaError_t launch_compact_mask(const CompactParams& params, cudaStream_t stream);
@@ -59,7 +58,12 @@ cudaError_t launch_order_bias(const SlotBiasParams& params, void* target, int32_
 // Zeros (in lse: -inf) in the rows that belong to no sequence.
 cudaError_t launch_clear_rows(const ClearRowsParams& params, cudaStream_t stream);
 
-// Fills row_stats.
+// Puts parts of rows together, in their order.
+cudaError_t launch_combine_splits(const CombineParams& params, ElementType type, cudaStream_t stream);
+// The same for the gradients of split key tiles: their sums, to grad_key and grad_value.
+cudaError_t launch_combine_gradients(const BackwardParams& params, ElementType type, cudaStream_t stream);
+
+// Fills row_stats and clears the sums of dQ.
 cudaError_t launch_prepare_backward(const BackwardParams& params, ElementType type, cudaStream_t stream);
 // Modes kKeys (after backward) and kRows.
 cudaError_t launch_reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream);

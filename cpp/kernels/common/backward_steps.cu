@@ -15,6 +15,14 @@ constexpr int kPrepareThreads = 256;
 constexpr int kPrepareLanes = 16;  // of a row at a time, eight elements each
 constexpr int kPrepareRows = 4;    // of a group of lanes, one behind the other: their loads are under way together
 
+// A block's share of the sums of dQ becomes zero. Stores wait for nothing, and run beside the loads that follow.
+FDMA_DEVICE void clear_query_sums(const BackwardParams& p) {
+  const int64_t quads = p.grad_query_elements / 4, share = ceil_div<int64_t>(quads, gridDim.x);
+  const int64_t first = blockIdx.x * share, end = min_of(first + share, quads);
+  float4* sums = reinterpret_cast<float4*>(p.grad_query_sum);
+  for (int64_t i = first + threadIdx.x; i < end; i += kPrepareThreads) sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+}
+
 // Rows are numbered (b, q, h): neighbours are neighbours in memory.
 template <typename T>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_backward_kernel(const __grid_constant__ BackwardParams p) {
@@ -23,6 +31,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_backward_kernel(const
   const int rows = round_up(p.sequences.max_q, p.row_tiles.tile);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups * kPrepareRows + threadIdx.x / kPrepareLanes;
   float delta[kPrepareRows] = {};
+  clear_query_sums(p);
 #pragma unroll
   for (int i = 0; i < kPrepareRows; ++i) {
     const int64_t index = first + i * kGroups;

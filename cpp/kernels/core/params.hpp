@@ -8,6 +8,7 @@
 #include "kernels/policy/mask_bits.hpp"
 #include "kernels/policy/sequence.hpp"
 #include "kernels/policy/slots.hpp"
+#include "kernels/policy/tile_queue.hpp"
 
 namespace fdma {
 
@@ -87,6 +88,21 @@ struct ForwardParams : AttentionParams {
   float* lse = nullptr;     // or null
   bool vector_out = false;  // every row of out starts at a multiple of 16 bytes
   int32_t* work_counter = nullptr;  // scratch, one number: kernels whose blocks stay take query tiles from it; or null
+  TailSplit tail;                   // of their query tiles
+  SplitParts tail_parts;            // scratch, of the rows of those tiles
+};
+
+// Parts of rows to put together. Row r of the parts is row r % tile_rows of query tile first_tile + r / tile_rows of the
+// queue.
+struct CombineParams {
+  SplitParts parts;
+  int32_t count = 1;  // parts
+  TileQueue queue;
+  int32_t first_tile = 0, tile_rows = 1;
+  int32_t heads_q = 1, len_q = 1, head_dim = 0;
+  TensorView out;
+  float* lse = nullptr;  // natural; or null
+  int64_t lse_stride_batch = 0, lse_stride_head = 0;
 };
 
 // Rows of a (batch, row, head, D) tensor, and of lse, that belong to no sequence.
@@ -120,8 +136,13 @@ struct BackwardParams : AttentionParams {
   float2* row_stats = nullptr;      // scratch {lse * log2(e), delta}, head by head; see common/backward_steps.cu
   int64_t stats_stride_head = 0;    // rows of all tiles
   float* grad_query_sum = nullptr;  // scratch, fp32 sums of dQ in accumulator order; see sm80/bwd_query_sum.cuh
+  int64_t grad_query_elements = 0;  // of them, a multiple of 4
   int32_t* tile_order = nullptr;  // scratch, a counter a query tile and head: key tiles added, deterministic mode only
   int32_t* block_order = nullptr;  // scratch, see BlockOrderParams; null: blocks run as they are numbered
+
+  TailSplit tail;  // of the key tiles of Hopper's kernel, in the order (batch, kv head, key tile)
+  int32_t tail_keys = 1;  // of such a tile
+  float* tail_grads = nullptr;  // scratch (parts, tiles, 2, keys of a tile, head_dim): dK and dV of them
 
   FDMA_HOST_DEVICE float2* stats(int64_t first_tile, int64_t h) const {
     return row_stats + h * stats_stride_head + first_tile * row_tiles.tile;

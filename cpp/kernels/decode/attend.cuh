@@ -284,7 +284,7 @@ class DecodeBlock {
 
   FDMA_DEVICE void store_lse(int row, float bits) const {
     if (p_.splits > 1) {
-      p_.partial_lse[unit_.split * p_.rows() + global_row(row)] = bits;
+      p_.parts.lse[unit_.split * p_.parts.rows + global_row(row)] = bits;
     } else if (p_.lse != nullptr) {
       p_.lse[global_row(row)] = bits * kLn2;
     }
@@ -292,7 +292,7 @@ class DecodeBlock {
 
   FDMA_DEVICE void store_chunk(int row, int column, const float (&chunk)[kChunk]) const {
     if (p_.splits > 1) {
-      float* target = p_.partial_out + (unit_.split * p_.rows() + global_row(row)) * p_.head_dim + column;
+      float* target = p_.parts.out + (unit_.split * p_.parts.rows + global_row(row)) * p_.head_dim + column;
       reinterpret_cast<float4*>(target)[0] = make_float4(chunk[0], chunk[1], chunk[2], chunk[3]);
       reinterpret_cast<float4*>(target)[1] = make_float4(chunk[4], chunk[5], chunk[6], chunk[7]);
       return;

@@ -61,9 +61,8 @@ struct DecodeParams {
   float scale = 1, softcap = 0;
   bool vector_rows = false;  // every row of query, key and value starts at a multiple of 16 bytes
   bool vector_out = false;
-  float* lse = nullptr;          // (B, H, Lq), or null
-  float* partial_out = nullptr;  // (splits, B, H, Lq, head_dim), with more than one split
-  float* partial_lse = nullptr;  // (splits, B, H, Lq), base 2
+  float* lse = nullptr;  // (B, H, Lq), or null
+  SplitParts parts;      // with more than one split: of all rows
 
   FDMA_HOST_DEVICE int64_t rows() const { return static_cast<int64_t>(batch) * heads_q * len_q; }
   FDMA_HOST_DEVICE int64_t row(int64_t b, int64_t h, int64_t q) const { return (b * heads_q + h) * len_q + q; }

@@ -95,6 +95,23 @@ FDMA_HOST_DEVICE QueryTiles query_tiles(const SpanSummary& spans, int shift, int
   return {begin / tile, begin < end ? ceil_div(end, tile) : begin / tile};
 }
 
+// Rows of a query tile of `1 << shift` query heads of one group, which follow each other at each position. Heads of a
+// group see the same slots: a tile of fewer positions walks fewer of them.
+struct PackedHeads {
+  int32_t shift = 0;
+
+  // As many as divide the group, and `kMost` at most: a pass of threads that copy rows covers whole positions.
+  FDMA_HOST_DEVICE static PackedHeads of_group(int32_t group) {
+    constexpr int32_t kMost = 2;
+    PackedHeads packed;
+    while (packed.shift < kMost && group % (2 << packed.shift) == 0) ++packed.shift;
+    return packed;
+  }
+  FDMA_HOST_DEVICE int count() const { return 1 << shift; }
+  FDMA_HOST_DEVICE int position(int row) const { return row >> shift; }
+  FDMA_HOST_DEVICE int head(int row) const { return row & (count() - 1); }
+};
+
 // The slots of a call: one list for each (batch, head) of the mask, with sequences for each (batch entry, head).
 // Without spans they are the order of keys under a packed mask (policy/compact.hpp), and only `slots` and the strides
 // of lists are set.
@@ -108,6 +125,7 @@ struct SlotView {
   int32_t list_stride_batch = 0, list_stride_head = 0;  // lists; head: of slotted keys. 0 where the mask broadcasts
   int32_t bias_stride_batch = 0, bias_stride_head = 0;  // bias rows; head: query head / heads_per_bias_head
   int32_t heads_per_bias_head = 1;
+  PackedHeads packed;  // forward: heads of a group that share a query tile
 
   FDMA_HOST_DEVICE int64_t list(int b, int kv_head) const {
     return static_cast<int64_t>(b) * list_stride_batch + kv_head * list_stride_head;

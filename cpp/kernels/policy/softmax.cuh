@@ -95,6 +95,9 @@ struct OnlineSoftmax {
       }
     }
   }
+  FDMA_DEVICE float lse_bits(int i, int half) const {
+    return sum[i][half] == 0.f ? -INFINITY : reference[i][half] + log2f(sum[i][half]);
+  }
   FDMA_DEVICE float lse(int i, int half) const {
     return sum[i][half] == 0.f ? -INFINITY : reference[i][half] * kLn2 + logf(sum[i][half]);
   }

@@ -16,6 +16,7 @@ struct BackwardTraits {
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame || kBias == BiasForm::kFloat;
   static constexpr bool kBiasGrad = kBias != BiasForm::kNone;  // there may be a gradient of the bias
+  static constexpr bool kSplits = false;                       // takes parts of key tiles, see TailSplit
   static constexpr BackwardTile kTile = backward_tile(kHeadDim, kRoomy_);
   static constexpr int kQueries = kTile.queries, kKeys = kTile.keys;
   static constexpr int kWarps = kTile.warps, kThreads = kWarps * 32;
@@ -54,6 +55,8 @@ template <typename Traits>
 struct BackwardBlock {
   int b, kv_head, n;           // batch, kv head, key tile
   int first_tile, tile_count;  // query tiles [first_tile, tile_count) can see the keys
+  int part = -1;               // of a split key tile, see TailSplit
+  int64_t tail_tile = 0;       // of those, the tile
   const BackwardParams& p;
   const Sequence& sequence;  // in shared memory
 
@@ -74,6 +77,17 @@ struct BackwardBlock {
         batch = of_all / gridDim.x / gridDim.y;
       }
     }
+    if constexpr (Traits::kSplits) {
+      if (p.tail.any()) {
+        const int tiles = ceil_div(p.sequences.max_k, Traits::kKeys), all = tiles * p.heads_kv * p.batch;
+        const QueueItem item(blockIdx.x, all, p.tail);
+        tile = item.tile % tiles;
+        kv_head = item.tile / tiles % p.heads_kv;
+        batch = item.tile / tiles / p.heads_kv;
+        part = item.part;
+        tail_tile = item.tile - (all - p.tail.tiles);
+      }
+    }
     n = p.tile_order == nullptr ? tile : gridDim.x - 1 - tile;  // see QuerySumOrder
     b = p.batch_begin + batch;
     if (threadIdx.x == 0) shared = p.sequences.at(b);
@@ -87,6 +101,11 @@ struct BackwardBlock {
                                            Traits::kQueries);
       first_tile = tiles.first;
       tile_count = tiles.end;
+    }
+    if constexpr (Traits::kSplits) {
+      const PartRange range(tile_count - first_tile, part, p.tail.parts);
+      tile_count = first_tile + range.end;
+      first_tile += range.first;
     }
   }
   FDMA_DEVICE const SpanSummary* slot_groups() const {

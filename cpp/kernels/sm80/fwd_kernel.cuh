@@ -44,20 +44,25 @@ struct ForwardTraits {
   static constexpr int kSharedBytes = kSequenceOffset + static_cast<int>(sizeof(Sequence));
 };
 
-// Where a block works.
+// Where a block works. A tile of slots may have several heads, see PackedHeads.
+template <typename Traits>
 struct ForwardBlock {
-  int b, h, kv_head, q;      // batch, query head, its kv head, first query row
+  int b, h, kv_head, q;      // batch, first query head, its kv head, first query row
+  PackedHeads packed;
   const Sequence& sequence;  // in shared memory
 
   // All threads of the block construct it together. Under causality long tiles start first.
-  FDMA_DEVICE ForwardBlock(const ForwardParams& p, int queries, Sequence& shared) : sequence(shared) {
-    q = (p.is_causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * queries;
-    h = blockIdx.y;
+  FDMA_DEVICE ForwardBlock(const ForwardParams& p, Sequence& shared) : sequence(shared) {
+    if constexpr (Traits::kSlots) packed = p.slots.packed;
+    q = (p.is_causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * packed.position(Traits::kQueries);
+    h = blockIdx.y << packed.shift;
     kv_head = h / p.group;
     b = p.batch_begin + blockIdx.z;
     if (threadIdx.x == 0) shared = p.sequences.at(b);
     __syncthreads();
   }
+  // Of the sequence, behind the block's last.
+  FDMA_DEVICE int q_end() const { return q + packed.position(Traits::kQueries); }
 };
 
 template <typename Traits>
@@ -65,7 +70,9 @@ class ForwardLoader {
   using T = typename Traits::T;
 
  public:
-  FDMA_DEVICE ForwardLoader(const ForwardParams& p, const ForwardBlock& block, uint32_t smem, int thread)
+  using Block = ForwardBlock<Traits>;
+
+  FDMA_DEVICE ForwardLoader(const ForwardParams& p, const Block& block, uint32_t smem, int thread)
       : p_(p),
         block_(block),
         smem_(smem),
@@ -84,7 +91,8 @@ class ForwardLoader {
   FDMA_DEVICE void load_query() const {
     load_tile<typename Traits::QueryTile, Traits::kThreads>(
         smem_ + Traits::kQueryOffset, p_.query.at<const T>(block_.b, block_.h, block_.sequence.q_begin + block_.q),
-        p_.query.stride_row, block_.sequence.len_q - block_.q, p_.head_dim, p_.vector_rows, thread_);
+        RowStride(p_.query, block_.packed), (block_.sequence.len_q - block_.q) << block_.packed.shift, p_.head_dim,
+        p_.vector_rows, thread_);
   }
   // K, bias and mask of key tile n.
   FDMA_DEVICE void load_key(int n) const {
@@ -116,7 +124,7 @@ class ForwardLoader {
   }
 
   const ForwardParams& p_;
-  const ForwardBlock& block_;
+  const Block& block_;
   uint32_t smem_;
   int thread_;
   const T *key_, *value_;           // row 0 of the kv head
@@ -128,7 +136,7 @@ class ForwardLoader {
 
 // Turns q.k into what the softmax takes: scale and softcap unless it folds the scale, bias, mask, key limit.
 template <typename Traits, int kM, int kN>
-FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& p, const ForwardBlock& block,
+FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& p, const ForwardBlock<Traits>& block,
                                const ScoreUnit& unit, bool folded, const char* smem_bytes, uint32_t smem, int n,
                                int warp, int lane) {
   const int warp_row = warp * Traits::kWarpRows;
@@ -138,13 +146,13 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
     const uint32_t* bits = reinterpret_cast<const uint32_t*>(smem_bytes + Traits::kMaskOffset);
     apply_mask_bits(scores, bits + warp_row * Traits::Mask::kWords, Traits::Mask::kWords, lane);
   }
-  const int row0 = block.q + warp_row;
+  const int row0 = block.q + block.packed.position(warp_row);
   if constexpr (Traits::kSlots) {
     const SlotView& slots = p.slots;
     const SpanSummary* groups = slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup);
     const int first = row0 + slots.shift;
-    const bool partial = !tile_summary<Traits::kKeys>(groups, n).all(first, first + Traits::kWarpRows - 1);
-    return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, first, 0, partial, lane);
+    const bool partial = !tile_summary<Traits::kKeys>(groups, n).all(first, first + block.packed.position(Traits::kWarpRows - 1));
+    return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, first, 0, partial, lane, block.packed);
   }
   const int col0 = n * Traits::kKeys;
   if (col0 + Traits::kKeys > key_limit(row0, block.sequence.len_q, block.sequence.len_k, p.is_causal)) {
@@ -170,17 +178,19 @@ FDMA_DEVICE void to_operand(uint32_t (&a)[kM][kN / 2][4], const float (&acc)[kM]
 
 template <typename Traits, int kM, int kNO>
 FDMA_DEVICE void store_result(const OnlineSoftmax<kM>& softmax, const float (&out)[kM][kNO][4], const ForwardParams& p,
-                              const ForwardBlock& block, uint32_t smem, int warp, int lane) {
+                              const ForwardBlock<Traits>& block, uint32_t smem, int warp, int lane) {
   using T = typename Traits::T;
-  const int row0 = block.q + warp * Traits::kWarpRows;
+  const PackedHeads packed = block.packed;
+  const int row0 = block.q + packed.position(warp * Traits::kWarpRows);
   if (p.lse != nullptr && lane % 4 == 0) {
     float* lse = p.lse + block.b * p.lse_stride_batch + block.h * p.lse_stride_head + block.sequence.q_begin;
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = row0 + 16 * i + 8 * half + lane / 4;
-        if (row < block.sequence.len_q) lse[row] = softmax.lse(i, half);
+        const int in_warp = 16 * i + 8 * half + lane / 4;
+        const int row = row0 + packed.position(in_warp);
+        if (row < block.sequence.len_q) lse[packed.head(in_warp) * p.lse_stride_head + row] = softmax.lse(i, half);
       }
     }
   }
@@ -188,19 +198,19 @@ FDMA_DEVICE void store_result(const OnlineSoftmax<kM>& softmax, const float (&ou
   store_accumulator<T, typename Traits::OutTile>(stage, out, 0, 0, 1.f, lane);
   __syncwarp();
   store_tile<typename Traits::OutTile, 32>(stage, p.out.at<T>(block.b, block.h, block.sequence.q_begin + row0),
-                                           p.out.stride_row, block.sequence.len_q - row0, p.head_dim, p.vector_out,
-                                           lane);
+                                           RowStride(p.out, packed), (block.sequence.len_q - row0) << packed.shift,
+                                           p.head_dim, p.vector_out, lane);
 }
 
 // The key tiles that the block visits, from the last one down.
 template <typename Traits>
 class LiveTiles {
  public:
-  FDMA_DEVICE LiveTiles(const ForwardParams& p, const ForwardBlock& block)
+  FDMA_DEVICE LiveTiles(const ForwardParams& p, const ForwardBlock<Traits>& block)
       : bits_(p.mask, block.b, block.h, block.q, block.sequence.len_q) {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
-      const int last = min_of(block.q + Traits::kQueries, block.sequence.len_q) - 1;
+      const int last = min_of(block.q_end(), block.sequence.len_q) - 1;
       slots_ = {slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup), block.q + slots.shift,
                 last + slots.shift};
     }
@@ -225,7 +235,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   extern __shared__ __align__(1024) char smem_bytes[];
   const uint32_t smem = smem_address(smem_bytes);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const ForwardBlock block(p, Traits::kQueries, *reinterpret_cast<Sequence*>(smem_bytes + Traits::kSequenceOffset));
+  const ForwardBlock<Traits> block(p, *reinterpret_cast<Sequence*>(smem_bytes + Traits::kSequenceOffset));
   if (block.q >= block.sequence.len_q) return;
   const ForwardLoader<Traits> loader(p, block, smem, thread);
 
@@ -238,7 +248,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   LiveTiles<Traits> live(p, block);
   const int key_tiles = Traits::kSlots
                             ? ceil_div(p.slots.used_slots(p.slots.list(block.b, block.kv_head)), Traits::kKeys)
-                            : static_cast<int>(key_tile_count(block.q + Traits::kQueries, block.sequence.len_q,
+                            : static_cast<int>(key_tile_count(block.q_end(), block.sequence.len_q,
                                                               block.sequence.len_k, p.is_causal, Traits::kKeys));
   int n = key_tiles - 1;
   n = live.next(n);

@@ -16,8 +16,10 @@ BiasForm bias_form(const BiasView& bias) {
 template <typename T, int kHeadDim, bool kMasked, BiasForm kBias>
 cudaError_t launch_forward_variant(const ForwardParams& p, cudaStream_t stream) {
   using Traits = ForwardTraits<T, kHeadDim, kMasked, kBias>;
-  return launch_over_heads<forward_kernel<Traits>>(ceil_div(p.sequences.max_q, Traits::kQueries), p.heads_q,
-                                                   Traits::kThreads, Traits::kSharedBytes, stream, p);
+  const PackedHeads packed = p.slots.packed;
+  return launch_over_heads<forward_kernel<Traits>>(ceil_div(p.sequences.max_q, packed.position(Traits::kQueries)),
+                                                   p.heads_q >> packed.shift, Traits::kThreads, Traits::kSharedBytes,
+                                                   stream, p);
 }
 
 template <typename T, int kHeadDim, bool kMasked>

@@ -35,7 +35,8 @@ struct BiasStage<BiasForm::kSlots, T, kRows, kCols, kThreads> {
   // acc += bias; with `partial`, -inf where the position of the row does not see the slot. `position`: of the warp's
   // first row; `col`: the warp's first column in the tile.
   template <int kM, int kN>
-  FDMA_DEVICE static void apply(float (&acc)[kM][kN][4], uint32_t smem, int position, int col, bool partial, int lane) {
+  FDMA_DEVICE static void apply(float (&acc)[kM][kN][4], uint32_t smem, int position, int col, bool partial, int lane,
+                                PackedHeads packed = {}) {
 #pragma unroll
     for (int j = 0; j < kN; ++j) {
       const int slot = col + 8 * j + 2 * (lane % 4);
@@ -66,7 +67,7 @@ struct BiasStage<BiasForm::kSlots, T, kRows, kCols, kThreads> {
       for (int i = 0; i < kM; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int p = position + 16 * i + 8 * half + lane / 4;
+          const int p = position + packed.position(16 * i + 8 * half + lane / 4);
           if (p < spans.x || p >= spans.y) acc[i][j][2 * half] = -INFINITY;
           if (p < spans.z || p >= spans.w) acc[i][j][2 * half + 1] = -INFINITY;
         }

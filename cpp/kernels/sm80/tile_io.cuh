@@ -2,6 +2,7 @@
 // in shared memory and never touched in global memory.
 #pragma once
 
+#include "kernels/core/params.hpp"
 #include "kernels/sm80/atoms.cuh"
 
 namespace fdma::sm80 {
@@ -38,17 +39,33 @@ struct RowAssignment {
   FDMA_DEVICE explicit RowAssignment(int thread) : row(thread / kChunksPerRow), chunk(thread % kChunksPerRow) {}
 };
 
+// Where the rows of a tile lie, from its first one: `stride` elements apart, or with several heads at each position
+// `stride_head` from one to the next.
+struct RowStride {
+  int64_t stride, stride_head;
+  PackedHeads packed;
+
+  FDMA_DEVICE RowStride(int64_t stride_row) : stride(stride_row), stride_head(0) {}  // NOLINT: a plain stride is one
+  FDMA_DEVICE RowStride(const TensorView& view, PackedHeads heads)
+      : stride(view.stride_row), stride_head(view.stride_head), packed(heads) {}
+  FDMA_DEVICE int64_t offset(int row) const {
+    return packed.position(row) * stride + packed.head(row) * stride_head;
+  }
+  // Over `rows` rows, a multiple of the heads at a position.
+  FDMA_DEVICE int64_t step(int rows) const { return packed.position(rows) * stride; }
+};
+
 // Starts the copy of `valid_rows` rows from `rows` (row 0 of the tile) into the tile. With `vector` the copy is
 // asynchronous and belongs to the caller's next commit group; without it (rows that are not 16-byte aligned) it is done
 // through registers and only needs a barrier.
 template <typename Tile, int kThreads, typename T>
-FDMA_DEVICE void load_tile(uint32_t smem, const T* rows, int64_t stride_row, int valid_rows, int head_dim, bool vector,
+FDMA_DEVICE void load_tile(uint32_t smem, const T* rows, RowStride stride, int valid_rows, int head_dim, bool vector,
                            int thread) {
   using Assignment = RowAssignment<Tile, kThreads>;
   const Assignment own(thread);
   const bool column_valid = own.chunk * kChunk < head_dim;
-  const T* source = rows + own.row * stride_row + own.chunk * kChunk;
-  const int64_t step = stride_row * Assignment::kRowsPerPass;
+  const T* source = rows + stride.offset(own.row) + own.chunk * kChunk;
+  const int64_t step = stride.step(Assignment::kRowsPerPass);
   if (vector) {
 #pragma unroll
     for (int pass = 0; pass < Assignment::kPasses; ++pass) {
@@ -102,7 +119,7 @@ __device__ __noinline__ void load_paged_tile(uint32_t smem, const T* base, const
 
 // Stores `valid_rows` rows of the tile.
 template <typename Tile, int kThreads, typename T>
-FDMA_DEVICE void store_tile(uint32_t smem, T* rows, int64_t stride_row, int valid_rows, int head_dim, bool vector,
+FDMA_DEVICE void store_tile(uint32_t smem, T* rows, RowStride stride, int valid_rows, int head_dim, bool vector,
                             int thread) {
   using Assignment = RowAssignment<Tile, kThreads>;
   const Assignment own(thread);
@@ -112,7 +129,7 @@ FDMA_DEVICE void store_tile(uint32_t smem, T* rows, int64_t stride_row, int vali
     const int row = own.row + pass * Assignment::kRowsPerPass;
     if (row >= Tile::kRows || row >= valid_rows) return;
     const uint4 value = load_shared_16(smem + Tile::chunk_offset(row, own.chunk));
-    T* target = rows + row * stride_row + own.chunk * kChunk;
+    T* target = rows + stride.offset(row) + own.chunk * kChunk;
     if (vector) {
       *reinterpret_cast<uint4*>(target) = value;
     } else {

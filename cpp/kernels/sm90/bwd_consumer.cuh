@@ -61,8 +61,13 @@ class BackwardConsumer {
       }
       begin_head(head, -1);
     }
-    store(p_.grad_key, grad_key, p_.scale);
-    store(p_.grad_value, grad_value, 1.f);
+    if (Traits::kSplits && block_.part >= 0) {
+      store_part(0, grad_key);
+      store_part(1, grad_value);
+    } else {
+      store(p_.grad_key, grad_key, p_.scale);
+      store(p_.grad_value, grad_value, 1.f);
+    }
     wait_stores_read<0>();
   }
 
@@ -95,14 +100,17 @@ class BackwardConsumer {
     wait_products<1>();
     hold(weights);
     finish_weights(weights, note.m);
+    Operand weight_operand, grad_operand;
+    to_operand(weight_operand, weights);
+    if constexpr (Traits::kCaps) {
+      if (unit_.capped()) apply_transposed_cap(weights, shared_.stats(query_at_.stage) + lane_ % 4 * 16, unit_.cap_log2);
+    }
     wait_products<0>();
     hold(grad);
     const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
     to_transposed_grad_scores(grad, weights, stats);
     add_bias_gradient(grad);
 
-    Operand weight_operand, grad_operand;
-    to_operand(weight_operand, weights);
     to_operand(grad_operand, grad);
     hold(weight_operand);
     hold(grad_value);
@@ -308,6 +316,16 @@ class BackwardConsumer {
       const int key = key0() + 8 * half + lane_ / 4;
       store_row<T>(grad, half, scale, target.at<T>(block_.b, block_.kv_head, block_.sequence.k_begin + key),
                    key < block_.sequence.len_k, p_.head_dim, p_.vector_grads, lane_);
+    }
+  }
+
+  // Of a split key tile: `which` is 0 for dK, 1 for dV.
+  FDMA_DEVICE void store_part(int which, const float (&grad)[1][kNO][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = group_ * kGroupRows + warp_ * 16 + 8 * half + lane_ / 4;  // in the tile
+      const int64_t tile = (int64_t{block_.part} * p_.tail.tiles + block_.tail_tile) * 2 + which;
+      store_float_row(grad, half, p_.tail_grads + (tile * Traits::kKeys + key) * p_.head_dim, p_.head_dim, lane_);
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/core/launch.cuh"
+#include "kernels/launchers.hpp"
 #include "kernels/sm80/bwd_finish.cuh"
 #include "kernels/sm90/bwd_kernel.cuh"
 #include "kernels/sm90/call_maps.hpp"
@@ -28,8 +29,16 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
     }
   }
   if (!described) return cudaErrorInvalidValue;
-  return launch_over_heads<backward_kernel<Traits>>(ceil_div(p.sequences.max_k, Traits::kKeys), p.heads_kv,
-                                                    Traits::kThreads, Traits::kSharedBytes, stream, launch);
+  const int tiles = ceil_div(p.sequences.max_k, Traits::kKeys);
+  if (Traits::kSplits && p.tail.any()) {
+    const int64_t blocks = queue_items(int64_t{tiles} * p.heads_kv * p.batch, p.tail);
+    const cudaError_t error =
+        launch_large<backward_kernel<Traits>>(blocks, Traits::kThreads, Traits::kSharedBytes, stream, launch);
+    return error != cudaSuccess ? error : launch_combine_gradients(p, type, stream);
+  }
+  launch.tail = {};
+  return launch_over_heads<backward_kernel<Traits>>(tiles, p.heads_kv, Traits::kThreads, Traits::kSharedBytes,
+                                                    stream, launch);
 }
 
 // Not called for head dims without has_backward.

@@ -35,6 +35,8 @@ struct BackwardTraits {
   // Clearing what the walk leaves out of a bias gradient takes registers, too.
   static constexpr int kProducerRegisters = kBiased ? 40 : 24, kConsumerRegisters = kBiased ? 232 : 240;
   static constexpr bool kKeepsSpans = kSlots && kQueries == 64;  // in registers, of which wider tiles have none to spare
+  static constexpr bool kSplits = kBias == BiasForm::kNone;
+  static constexpr bool kCaps = kBias == BiasForm::kNone && backward_caps(kHeadDim);  // takes a softcap
   using Sum = sm90::QuerySum<kHeadDim>;
 
   using QueryTile = BlockedTile<kQueries, kHeadDim>;

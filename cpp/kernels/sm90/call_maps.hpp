@@ -6,9 +6,10 @@
 namespace fdma::sm90 {
 
 inline bool map_queries(TensorMap& target, const AttentionParams& p, const TensorView& view, ElementType type,
-                        int box_rows) {
+                        int box_rows, PackedHeads packed = {}) {
   const SequenceView& s = p.sequences;
-  return make_tensor_map(target, view, type, {p.head_dim, s.varies() ? s.rows_q : s.max_q, p.heads_q, p.batch}, box_rows);
+  return make_tensor_map(target, view, type, {p.head_dim, s.varies() ? s.rows_q : s.max_q, p.heads_q, p.batch},
+                         packed.position(box_rows), packed.count());
 }
 // Keys in the order of slots follow each other without sequences.
 inline bool map_keys(TensorMap& target, const AttentionParams& p, const TensorView& view, ElementType type,

@@ -21,6 +21,7 @@ class ForwardConsumer {
   FDMA_DEVICE ForwardConsumer(const ForwardLaunch& launch, const ForwardShared<Traits>& shared)
       : p_(launch.params),
         shared_(shared),
+        packed_(launch.packed<Traits>()),
         group_(threadIdx.x / kGroupThreads - 1),
         warp_(threadIdx.x % kGroupThreads / 32),
         lane_(threadIdx.x % 32),
@@ -53,7 +54,8 @@ class ForwardConsumer {
   FDMA_DEVICE void pass_turn() const {
     arrive_named(NamedBarrier::kTurn, (group_ + 1) % Traits::kGroups, 2 * kGroupThreads);
   }
-  FDMA_DEVICE int row0(const Work& work) const { return work.q + group_ * kGroupRows + warp_ * 16; }
+  FDMA_DEVICE int tile_row0() const { return group_ * kGroupRows + warp_ * 16; }  // the warp's first in the tile
+  FDMA_DEVICE int row0(const Work& work) const { return work.q + packed_.position(tile_row0()); }
 
   FDMA_DEVICE void attend(const Work& work) {
     float out[1][kNO][4], scores[1][kN][4];
@@ -132,12 +134,12 @@ class ForwardConsumer {
   FDMA_DEVICE void finish_scores(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
     if (!folded_) unit_.to_bits(scores);
     const int row = row0(work);
-    add_bias(scores, row - work.q);
-    apply_mask(scores, row - work.q);
+    add_bias(scores);
+    apply_mask(scores);
     if constexpr (Traits::kSlots) {
       const int first = row + p_.slots.shift;
-      const bool all = note.last_begin <= first && note.first_end > first + 15;
-      Traits::Slots::apply(scores, shared_.slots(key_at_.stage), first, 0, !all, lane_);
+      const bool all = note.last_begin <= first && note.first_end > first + packed_.position(15);
+      Traits::Slots::apply(scores, shared_.slots(key_at_.stage), first, 0, !all, lane_, packed_);
     } else {
       const int col = note.n * Traits::kKeys;
       if (col + Traits::kKeys > key_limit(row, work.sequence.len_q, work.sequence.len_k, p_.is_causal)) {
@@ -146,26 +148,25 @@ class ForwardConsumer {
     }
   }
 
-  // `row`: the warp's first in the tile.
-  FDMA_DEVICE void add_bias(float (&scores)[1][kN][4], int row) {
+  FDMA_DEVICE void add_bias(float (&scores)[1][kN][4]) {
     if constexpr (Traits::kBiased) {
       shared_.biases().wait_full(bias_at_);
 #pragma unroll
       for (int block = 0; block < Traits::BiasTile::kBlocks; ++block) {
         auto& part = reinterpret_cast<float(&)[1][8][4]>(scores[0][8 * block]);
-        Traits::BiasBlock::add(part, shared_.bias(bias_at_.stage) + block * Traits::BiasTile::kBlockBytes, row, 0,
-                               lane_);
+        Traits::BiasBlock::add(part, shared_.bias(bias_at_.stage) + block * Traits::BiasTile::kBlockBytes, tile_row0(),
+                               0, lane_);
       }
       release(shared_.biases(), bias_at_);
     }
   }
-  FDMA_DEVICE void apply_mask(float (&scores)[1][kN][4], int row) {
+  FDMA_DEVICE void apply_mask(float (&scores)[1][kN][4]) {
     if constexpr (Traits::kMasked) {
       constexpr int kWords = Traits::kMaskWords;
       shared_.masks().wait_full(mask_at_);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t address = shared_.mask(mask_at_.stage) + (row + 8 * half + lane_ / 4) * kWords * 4;
+        const uint32_t address = shared_.mask(mask_at_.stage) + (tile_row0() + 8 * half + lane_ / 4) * kWords * 4;
         uint32_t words[4];
         if constexpr (kWords == 4) {
           const uint4 all = sm80::load_shared_16(address);
@@ -208,24 +209,33 @@ class ForwardConsumer {
   }
 
   FDMA_DEVICE void store(const OnlineSoftmax<1>& softmax, const float (&out)[1][kNO][4], const Work& work) const {
-    const int row = row0(work) + lane_ / 4;
-    if (p_.lse != nullptr && lane_ % 4 == 0) {
-      float* lse = p_.lse + work.b * p_.lse_stride_batch + work.h * p_.lse_stride_head + work.sequence.q_begin;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (row + 8 * half < work.sequence.len_q) lse[row + 8 * half] = softmax.lse(0, half);
-      }
-    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int q = row + 8 * half;
-      T* target = p_.out.at<T>(work.b, work.h, work.sequence.q_begin + q);
-      store_row<T>(out, half, 1.f, target, q < work.sequence.len_q, p_.head_dim, p_.vector_out, lane_);
+      const int row = tile_row0() + 8 * half + lane_ / 4;
+      const int q = work.q + packed_.position(row), h = work.h + packed_.head(row);
+      const bool valid = q < work.sequence.len_q;
+      const int64_t q_row = work.sequence.q_begin + q;
+      if (Traits::kSplits && work.part >= 0) {
+        store_part(softmax, out, half, work.part * p_.tail_parts.rows + work.part_row + row);
+        continue;
+      }
+      if (valid && p_.lse != nullptr && lane_ % 4 == 0) {
+        p_.lse[work.b * p_.lse_stride_batch + h * p_.lse_stride_head + q_row] = softmax.lse(0, half);
+      }
+      store_row<T>(out, half, 1.f, p_.out.at<T>(work.b, h, q_row), valid, p_.head_dim, p_.vector_out, lane_);
     }
+  }
+
+  // A row of a part. Rows that are nobody's are there, too.
+  FDMA_DEVICE void store_part(const OnlineSoftmax<1>& softmax, const float (&out)[1][kNO][4], int half,
+                              int64_t row) const {
+    if (lane_ % 4 == 0) p_.tail_parts.lse[row] = softmax.lse_bits(0, half);
+    store_float_row(out, half, p_.tail_parts.out + row * p_.head_dim, p_.head_dim, lane_);
   }
 
   const ForwardParams& p_;
   const ForwardShared<Traits>& shared_;
+  const PackedHeads packed_;
   const int group_, warp_, lane_;
   const ScoreUnit unit_;
   const bool folded_;

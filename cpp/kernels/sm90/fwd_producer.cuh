@@ -9,22 +9,21 @@
 
 namespace fdma::sm90 {
 
-// Where query tile `index` of the queue lies. Under causality long ones come first; section by section, so that the
-// blocks that run at one time share keys in L2.
+// Item `index` of the queue. Under causality long tiles come first.
 template <typename Traits>
 FDMA_DEVICE Work work_at(const ForwardLaunch& launch, int index) {
   const ForwardParams& p = launch.params;
-  const int heads = p.heads_q * p.batch;
-  const int begin = index / (launch.section * launch.tiles_per_head) * launch.section;
-  const int section = min_of(launch.section, heads - begin);
-  const int rest = index - begin * launch.tiles_per_head;
-  const int head = begin + rest % section;
-  int tile = rest / section;
-  if (p.is_causal) tile = launch.tiles_per_head - 1 - tile;
+  const PackedHeads packed = launch.packed<Traits>();
+  const int tiles = launch.queue.heads * launch.queue.tiles_per_head;
+  const QueueItem item(index, tiles, Traits::kSplits ? p.tail : TailSplit{});
+  const TileQueue::Place place = launch.queue.at(item.tile);
+  const int packs = p.heads_q >> packed.shift;  // tiles of several heads at a position
   Work work;
-  work.b = head / p.heads_q;
-  work.h = head % p.heads_q;
-  work.q = tile * Traits::kQueries;
+  work.b = place.head / packs;
+  work.h = place.head % packs << packed.shift;
+  work.q = place.tile * packed.position(Traits::kQueries);
+  work.part = item.part;
+  work.part_row = (item.tile - (tiles - p.tail.tiles)) * Traits::kQueries;
   work.sequence = p.sequences.at(work.b);
   return work;
 }
@@ -36,13 +35,16 @@ class KeyWalk {
   FDMA_DEVICE KeyWalk(const ForwardParams& p, const Work& work) : p_(p), bits_(bits(p, work)) {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
-      const int last = min_of(work.q + Traits::kQueries, work.sequence.len_q) - 1;
+      const int last = min_of(work.q + slots.packed.position(Traits::kQueries), work.sequence.len_q) - 1;
       slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q + slots.shift,
                 last + slots.shift};
       n = ceil_div(slots.used_slots(slots.list(work.b, work.h / p.group)), Traits::kKeys);
     } else {
-      n = static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q, work.sequence.len_k,
-                                          p.is_causal, Traits::kKeys));
+      const PartRange range(static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q,
+                                                            work.sequence.len_k, p.is_causal, Traits::kKeys)),
+                            Traits::kSplits ? work.part : -1, p.tail.parts);
+      n = range.end;
+      if constexpr (Traits::kSplits) first_ = range.first;
     }
     advance();
   }
@@ -52,10 +54,12 @@ class KeyWalk {
       n = slots_.next(n);
     } else if constexpr (Traits::kMasked) {
       n = bits_.next(n);
+    } else if constexpr (Traits::kSplits) {
+      if (n < first_) n = -1;
     }
   }
   FDMA_DEVICE KeyNote note() const {
-    KeyNote note{n, 0, 0, 0};
+    KeyNote note{n, 0, 0};
     if constexpr (Traits::kSlots) {
       if (n >= 0) {
         const SpanSummary summary = tile_summary<Traits::kKeys>(slots_.groups, n);
@@ -73,6 +77,7 @@ class KeyWalk {
     return Bits(p.mask, work.b, work.h, work.q, work.sequence.len_q);
   }
   const ForwardParams& p_;
+  int first_ = 0;
   Bits bits_;
   LiveSlotTiles<Traits::kKeys> slots_;
 };
@@ -87,7 +92,7 @@ class ForwardProducer {
 
   FDMA_DEVICE void run() {
     int tile = blockIdx.x;
-    while (tile < launch_.tiles) {
+    while (tile < launch_.items) {
       const int following = next_tile();
       const Work work = work_at<Traits>(launch_, tile);
       if (work.q < work.sequence.len_q) {
@@ -96,13 +101,13 @@ class ForwardProducer {
       }
       tile = __shfl_sync(0xffffffffu, following, 0);
     }
-    hand_out(Work{0, 0, -1, {}});
+    hand_out(Work{0, 0, -1, -1, 0, {}});
   }
 
  private:
   // Known to the first lane.
   FDMA_DEVICE int next_tile() const {
-    int next = launch_.tiles;
+    int next = launch_.items;
     if (leads_ && p_.work_counter != nullptr) next = gridDim.x + atomicAdd(p_.work_counter, 1);
     return next;
   }
@@ -138,9 +143,13 @@ class ForwardProducer {
     ring.wait_empty(query_at_);
     if (leads_) {
       ring.full(0).arrive_expecting(Traits::QueryTile::kBytes);
-      load_blocks<typename Traits::QueryTile>(launch_.query, shared_.base + Traits::kQueryOffset, ring.full(0), 0,
-                                              static_cast<int>(work.sequence.q_begin) + work.q, work.h, work.b,
-                                              Keep::kFirst);
+      int row = static_cast<int>(work.sequence.q_begin) + work.q, head = work.h;
+      if (launch_.packed<Traits>().shift > 0) {  // see make_tensor_map
+        const int of_row = row;
+        row = head, head = of_row;
+      }
+      load_blocks<typename Traits::QueryTile>(launch_.query, shared_.base + Traits::kQueryOffset, ring.full(0), 0, row,
+                                              head, work.b, Keep::kFirst);
     }
     query_at_.advance();
   }

@@ -13,14 +13,21 @@ namespace fdma::sm90 {
 struct ForwardLaunch {
   ForwardParams params;
   TensorMap query, key, value, bias;  // bias: form kSame only
-  int32_t tiles = 0;                  // query tiles of all heads and batches
-  int32_t tiles_per_head = 0;
-  int32_t section = 1;  // (batch, head) pairs whose keys and values fit L2 together: their tiles are neighbours
+  TileQueue queue;
+  int32_t items = 0;  // of the queue, parts of its tail included
+
+  // A tile of slots may have several heads.
+  template <typename Traits>
+  FDMA_HOST_DEVICE PackedHeads packed() const {
+    return Traits::kSlots ? params.slots.packed : PackedHeads{};
+  }
 };
 
-// A query tile of one head, as the producer hands it to the consumers.
+// A query tile, as the producer hands it to the consumers.
 struct Work {
-  int b, h, q;  // q: first query row; -1: there is no more work
+  int b, h, q;  // first head, first query row; q = -1: there is no more work
+  int part;     // of a split tile, or -1
+  int part_row;  // of the tile's first row among those of split tiles
   Sequence sequence;
 };
 
@@ -28,7 +35,6 @@ struct Work {
 struct KeyNote {
   int n;                      // -1: the query tile has no more keys
   int last_begin, first_end;  // slots: positions in between see all of the tile
-  int unused;
 };
 
 template <typename T_, int kHeadDim_, bool kMasked_, BiasForm kBias_>
@@ -39,7 +45,8 @@ struct ForwardTraits {
   static constexpr BiasForm kBias = kBias_;
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;
-  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBiased);
+  static constexpr bool kSplits = kBias == BiasForm::kNone && !kMasked;  // takes parts of tiles, see TailSplit
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBiased || kSlots);
   static constexpr int kGroups = kTile.groups;  // of consumers
   // The copies of masks beside all else take the producer more registers.
   static constexpr bool kBusyProducer = kMasked && kBiased;
@@ -67,7 +74,9 @@ struct ForwardTraits {
   static constexpr int kMaskOffset = kBiasOffset + (kBiased ? kStages * BiasTile::kBytes : 0);
   static constexpr int kSlotOffset = kMaskOffset + kMaskStages * kMaskBytes;
   static constexpr int kNoteOffset = kSlotOffset + (kSlots ? kStages * Slots::kBytes : 0);
-  static constexpr int kWorkOffset = kNoteOffset + kStages * static_cast<int>(sizeof(KeyNote));
+  static constexpr int kNoteBytes = 16;
+  static_assert(sizeof(KeyNote) <= kNoteBytes);
+  static constexpr int kWorkOffset = kNoteOffset + kStages * kNoteBytes;
   static constexpr int kRingOffset = kWorkOffset + round_up(2 * static_cast<int>(sizeof(Work)), 16);
   static constexpr int kSharedBytes = kRingOffset + (3 * kStages + kMaskStages + 2 + 1) * 16;
   static_assert(kSharedBytes <= 227 * 1024);
@@ -81,7 +90,7 @@ struct ForwardShared {
   uint32_t base;
 
   FDMA_DEVICE KeyNote& note(int stage) const {
-    return reinterpret_cast<KeyNote*>(bytes + Traits::kNoteOffset)[stage];
+    return *reinterpret_cast<KeyNote*>(bytes + Traits::kNoteOffset + stage * Traits::kNoteBytes);
   }
   FDMA_DEVICE Work& work(int stage) const { return reinterpret_cast<Work*>(bytes + Traits::kWorkOffset)[stage]; }
   FDMA_DEVICE uint32_t slots(int stage) const { return base + Traits::kSlotOffset + stage * Traits::Slots::kBytes; }

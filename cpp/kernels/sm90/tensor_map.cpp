@@ -2,6 +2,8 @@
 
 #include <cudaTypedefs.h>
 
+#include <utility>
+
 namespace fdma::sm90 {
 namespace {
 
@@ -24,9 +26,9 @@ EncodeFunction encode_function() {
 }  // namespace
 
 bool make_tensor_map(TensorMap& target, const TensorView& view, ElementType type, const TensorExtents& extents,
-                     int box_rows) {
+                     int box_rows, int box_heads) {
   const EncodeFunction encode = encode_function();
-  if (encode == nullptr || view.stride_row == 0) return false;
+  if (encode == nullptr || view.stride_row == 0 || (box_heads > 1 && view.stride_head == 0)) return false;
   // Strides of 0 repeat one entry.
   target.head_step = view.stride_head != 0 ? 1 : 0;
   target.batch_step = view.stride_batch != 0 ? 1 : 0;
@@ -34,11 +36,12 @@ bool make_tensor_map(TensorMap& target, const TensorView& view, ElementType type
   const auto stride = [&](int64_t elements) {
     return elements != 0 ? static_cast<cuuint64_t>(elements) * kBytes : kAnyStride;
   };
-  const cuuint64_t shape[4] = {static_cast<cuuint64_t>(extents.cols), static_cast<cuuint64_t>(extents.rows),
+  cuuint64_t shape[4] = {static_cast<cuuint64_t>(extents.cols), static_cast<cuuint64_t>(extents.rows),
                                static_cast<cuuint64_t>(target.head_step != 0 ? extents.heads : 1),
                                static_cast<cuuint64_t>(target.batch_step != 0 ? extents.batch : 1)};
-  const cuuint64_t strides[3] = {stride(view.stride_row), stride(view.stride_head), stride(view.stride_batch)};
-  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
+  cuuint64_t strides[3] = {stride(view.stride_row), stride(view.stride_head), stride(view.stride_batch)};
+  cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(box_heads), 1};
+  if (box_heads > 1) std::swap(shape[1], shape[2]), std::swap(strides[0], strides[1]), std::swap(box[1], box[2]);
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUtensorMapDataType data_type =
       type == ElementType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;

@@ -19,8 +19,9 @@ struct TensorExtents {
   int64_t cols, rows, heads, batch;
 };
 
-// False where the copy engine cannot describe the tensor.
+// False where the copy engine cannot describe the tensor. Boxes of several heads have them one after another at each of
+// their rows; row and head then change places in the map and in the arguments of load_box.
 bool make_tensor_map(TensorMap& target, const TensorView& view, ElementType type, const TensorExtents& extents,
-                     int box_rows);
+                     int box_rows, int box_heads = 1);
 
 }  // namespace fdma::sm90

@@ -9,10 +9,11 @@ struct ForwardTile {
   int groups;  // warpgroups of consumers, 64 query rows each
   int keys;
   int consumer_registers, producer_registers;
+  constexpr int queries() const { return groups * 64; }
 };
-// `biased`: a tile of the bias goes through registers, too.
-constexpr ForwardTile forward_tile(int head_dim, bool biased) {
-  if (head_dim <= 64 && !biased) return {3, 128, 160, 32};
+// `adds`: a bias, or the biases and spans of slots, go through registers, too.
+constexpr ForwardTile forward_tile(int head_dim, bool adds) {
+  if (head_dim <= 64 && !adds) return {3, 128, 160, 32};
   if (head_dim <= 128) return {2, 128, 240, 24};
   return {2, 64, 240, 24};
 }
@@ -25,5 +26,7 @@ constexpr int kBackwardKeys = 128, kBackwardGroups = 2;
 constexpr BackwardTile backward_tile(int head_dim) { return {head_dim <= 64 ? 128 : 64}; }
 // Larger head dims have no room for the sums of dK and dV in registers.
 constexpr bool has_backward(int head_dim) { return head_dim <= 128; }
+// The derivative of a softcap takes registers, of which wider tiles have none to spare.
+constexpr bool backward_caps(int head_dim) { return backward_tile(head_dim).queries == 64; }
 
 }  // namespace fdma::sm90

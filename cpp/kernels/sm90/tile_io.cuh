@@ -61,4 +61,14 @@ FDMA_DEVICE void store_row(const float (&acc)[1][kNO][4], int half, float scale,
   }
 }
 
+// The same row as fp32; the columns are a multiple of 8.
+template <int kNO>
+FDMA_DEVICE void store_float_row(const float (&acc)[1][kNO][4], int half, float* target, int cols, int lane) {
+#pragma unroll
+  for (int j = 0; j < kNO; ++j) {
+    const int col = 8 * j + 2 * (lane % 4);
+    if (col < cols) *reinterpret_cast<float2*>(target + col) = make_float2(acc[0][j][2 * half], acc[0][j][2 * half + 1]);
+  }
+}
+
 }  // namespace fdma::sm90

@@ -155,4 +155,21 @@ FDMA_DEVICE void to_transposed_grad_scores(float (&grad)[1][kN][4], const float 
   }
 }
 
+// Weights times the derivative of the softcap, 1 - t^2 with t = score / cap. Scores are not kept: a weight says what its
+// was. Without a bias.
+template <int kN>
+FDMA_DEVICE void apply_transposed_cap(float (&weights)[1][kN][4], uint32_t stats, float cap_log2) {
+  const float inverse = __fdividef(1.f, cap_log2);
+#pragma unroll
+  for (int j = 0; j < kN; ++j) {
+    const float4 pair = load_stats(stats, j);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float bits = log2_approx(weights[0][j][e]) + (e % 2 == 0 ? pair.x : pair.z);
+      const float t = fminf(fmaxf(bits * inverse, -1.f), 1.f);  // also of inf - inf
+      weights[0][j][e] *= fmaf(-t, t, 1.f);
+    }
+  }
+}
+
 }  // namespace fdma::sm90
