@@ -53,8 +53,8 @@ class Visibility {
   bool slot_tile(const SequenceExtents& s, int64_t h, int64_t q_tile, int64_t k_tile) const {
     const int64_t list = slots_.list(static_cast<int>(s.batch), static_cast<int>(h / group_));
     const SpanSummary* groups = slots_.groups + (list * slots_.slots + k_tile * kTile) / kSlotGroup;
-    const auto first = static_cast<int>(q_tile * kTile + slots_.shift);
-    const auto last = static_cast<int>(min_of((q_tile + 1) * kTile, s.len_q) - 1 + slots_.shift);
+    const auto first = static_cast<int>(q_tile * kTile);
+    const auto last = static_cast<int>(min_of((q_tile + 1) * kTile, s.len_q) - 1);
     bool any = false;
     for (int64_t i = 0; i < kTile / kSlotGroup; ++i) any = any || groups[i].any(first, last);
     return any;
@@ -64,10 +64,10 @@ class Visibility {
                  uint64_t* visible) const {
     const Span* spans = slot_spans(s, h) + k_tile * kTile;
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t position = q0 + r + slots_.shift;
+      const int64_t row = q0 + r;
       uint64_t word = 0;
       for (int64_t k = 0; k < kTile; ++k) {
-        word |= static_cast<uint64_t>(position >= spans[k].begin && position < spans[k].end) << k;
+        word |= static_cast<uint64_t>(row >= spans[k].begin && row < spans[k].end) << k;
       }
       visible[r] = word;
     }

@@ -2,6 +2,8 @@
 // or on all keys under a dense or packed mask in the order that makes the most of it (policy/compact.hpp).
 #pragma once
 
+#include <vector>
+
 #include "host/problem.hpp"
 #include "host/workspace.hpp"
 
@@ -26,17 +28,20 @@ class SlotCall {
   void take_spans(Workspace& workspace);
   void fill_mask(const AttentionProblem& problem) const;
   void fill_list(const AttentionProblem& problem, int64_t list) const;
-  // Rows of keys in one order from those in the other. `source_of`, [list][rows]: the row to copy, -1 for zeros.
-  template <typename Target, typename Source>
-  void copy_rows(const AttentionProblem& problem, int64_t rows, const int32_t* source_of, const Target& target,
-                 const Source& source) const;
   void gather_rows(const AttentionProblem& problem, const View4& natural, char* slotted) const;
   void scatter_rows(const BackwardProblem& problem, const View4& natural, char* slotted) const;
   void gather_bias(const AttentionProblem& problem) const;
   void scatter_bias(const BackwardProblem& problem) const;
+  void add_bias_row(const BackwardProblem& problem, const SequenceExtents& sequence, int64_t bias_head,
+                    std::vector<double>& sums) const;
+  int64_t tensor_bytes(const AttentionProblem& problem) const;
   View4 rows_view(const AttentionProblem& problem, char* data) const;
-  int64_t list_of(int64_t b, int64_t kv_head) const {
-    return view_.list(static_cast<int>(b), static_cast<int>(kv_head));
+  int64_t list_of(int64_t entry, int64_t slot_head) const {
+    return view_.list(static_cast<int>(entry), static_cast<int>(slot_head));
+  }
+  // Of keys and values, for a query head.
+  static int64_t slot_head(const AttentionProblem& problem, int64_t head) {
+    return head / (problem.heads_q / problem.slot_heads());
   }
 
   int64_t slots_ = 0, lists_ = 0;
@@ -46,8 +51,8 @@ class SlotCall {
   int32_t* keys_ = nullptr;                 // [list][slots]: -1 where there is none
   Span* spans_ = nullptr;                   // [list][slots]
   SpanSummary* groups_ = nullptr;           // [list][slots / kSlotGroup]
-  int32_t* slot_of_key_ = nullptr;          // [list][Lk]: -1 for a hidden key
-  char *key_ = nullptr, *value_ = nullptr, *grad_key_ = nullptr, *grad_value_ = nullptr;  // (B, H_kv, slots, D)
+  int32_t* slot_of_key_ = nullptr;          // [list][rows of keys]: -1 for a hidden key
+  char *key_ = nullptr, *value_ = nullptr, *grad_key_ = nullptr, *grad_value_ = nullptr;  // (B, slot_heads, slots, D)
   float *bias_ = nullptr, *grad_bias_ = nullptr;  // (slot_bias_batch, slot_bias_heads, slots)
 };
 

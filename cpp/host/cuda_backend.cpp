@@ -147,7 +147,7 @@ struct BackwardScratch {
     params.row_tiles.tile = queries;
     params.row_tiles.per_sequence = ceil_div<int64_t>(problem.len_q, queries);
     params.row_tiles.packed = problem.sequences.packed;
-    const int64_t tiles = row_tile_total(params.row_tiles, problem.batch, problem.rows_q());
+    const int64_t tiles = row_tile_total(params.row_tiles, params.batch, problem.rows_q());
     params.stats_stride_head = tiles * queries;
     params.row_stats = workspace.take<float2>(params.stats_stride_head * problem.heads_q);
     if (problem.grad_query) {
@@ -162,7 +162,7 @@ struct BackwardScratch {
         order_bytes = static_cast<size_t>(counters) * sizeof(int32_t);
       }
     }
-    const int64_t heads = problem.batch * problem.heads_q;
+    const int64_t heads = int64_t{params.batch} * params.heads_q;
     if (params.bias_grad == BiasGradMode::kKeys) {
       params.grad_bias_keys = workspace.take<float>(heads * params.bias_keys);
       keys_bytes = static_cast<size_t>(heads * params.bias_keys) * sizeof(float);
@@ -226,6 +226,7 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.pages.pages = narrow(problem.pages.pages, "the number of pages");
   const DeviceInfo& device = device_info(problem.device.index);
   params.work_counter = workspace.take<int32_t>(1);
+  const AttentionParams natural = params;  // keys may get an order of their own
   const std::unique_ptr<ReorderedCall> reordered = bind_keys(params, problem, workspace, stream);
   params.tail = forward_tail(params, kernels, device);
   if (params.tail.any()) {
@@ -237,7 +238,7 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   if (workspace.counting()) return;
   if (reordered) reordered->gather(params, stream);
   const bool hopper = hopper_serves_forward(params, kernels, device);
-  clear_unreached_rows(params, problem.out, false, problem.lse, stream);
+  clear_unreached_rows(natural, problem.out, false, problem.lse, stream);
   check(hopper ? kernels.forward_sm90(params, device.multiprocessors, stream) : kernels.forward(params, stream),
         "attention forward");
 }
@@ -248,9 +249,9 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   const bool roomy = device.roomy && kernel_family != KernelFamily::kSmallTiles;
   const AttentionKernels& kernels = kernels_for(problem);
   BackwardParams params = backward_params(problem);
-  const bool has_scores = problem.batch > 0 && problem.len_q > 0 && problem.len_k > 0;
+  const AttentionParams natural = params;  // keys may get an order of their own
   std::unique_ptr<ReorderedCall> reordered;
-  if (has_scores) reordered = bind_keys(params, problem, workspace, stream);
+  if (problem.has_scores()) reordered = bind_keys(params, problem, workspace, stream);
   if (reordered) reordered->take_gradients(problem, params, workspace);
   const bool hopper = hopper_serves_backward(params, kernels, device);
   const BackwardTile portable = backward_tile(kernels.head_dim, roomy);
@@ -259,19 +260,19 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
     reordered->order_blocks(problem, params, workspace, hopper ? sm90::kBackwardKeys : portable.keys, queries);
   }
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, queries);
-  params.tail = has_scores ? backward_tail(params, kernels, device, problem.deterministic) : TailSplit{};
+  params.tail = problem.has_scores() ? backward_tail(params, kernels, device, problem.deterministic) : TailSplit{};
   if (params.tail.any()) {
     params.tail_keys = sm90::kBackwardKeys;
     params.tail_grads = workspace.take<float>(int64_t{2} * params.tail.parts * params.tail.tiles * params.tail_keys *
                                               params.head_dim);
   }
   if (workspace.counting()) return;
-  if (!has_scores) return backward_without_scores(problem, stream);
+  if (!problem.has_scores()) return backward_without_scores(problem, stream);
   if (reordered) reordered->gather(params, stream);
 
-  clear_unreached_rows(params, problem.grad_query, false, nullptr, stream);
-  clear_unreached_rows(params, problem.grad_key, true, nullptr, stream);
-  clear_unreached_rows(params, problem.grad_value, true, nullptr, stream);
+  clear_unreached_rows(natural, problem.grad_query, false, nullptr, stream);
+  clear_unreached_rows(natural, problem.grad_key, true, nullptr, stream);
+  clear_unreached_rows(natural, problem.grad_value, true, nullptr, stream);
   check(launch_prepare_backward(params, kernels.type, stream), "preparing backward");
   scratch.clear(params, stream);
   const bool main_kernel = problem.grad_query || problem.grad_key || problem.grad_value ||
@@ -286,10 +287,12 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   }
   if (params.bias_grad == BiasGradMode::kBatched) {
     check(kernels.bias_gradient(params, stream), "the gradient of the bias");
-  } else if (params.bias_grad == BiasGradMode::kKeys && reordered) {
-    reordered->reduce_bias_gradient(params, stream);
   } else if (params.bias_grad == BiasGradMode::kKeys || params.bias_grad == BiasGradMode::kRows) {
-    check(launch_reduce_bias_gradient(params, stream), "the gradient of the bias");
+    if (reordered) {
+      reordered->reduce_bias_gradient(params, stream);
+    } else {
+      check(launch_reduce_bias_gradient(params, stream), "the gradient of the bias");
+    }
   }
   if (reordered) reordered->scatter(problem, params, stream);
 }

@@ -12,7 +12,7 @@ CompactCall::CompactCall(const AttentionProblem& problem, AttentionParams& param
   compact_.is_causal = problem.is_causal;
   compact_.natural_rows = params.mask.rows;
   compact_.natural_tiles = params.mask.tiles;
-  take_order(problem, params, len_k_, compact_.lists(), workspace);
+  take_order(problem, params, params.sequences.max_k, workspace);
   compact_.keys = tables_.keys;
   compact_.slot_of_key = tables_.slot_of_key;
   char* packed = workspace.take<char>(compact_.layout.bytes());
@@ -41,7 +41,7 @@ void CompactCall::take_scratch(Workspace& workspace) {
 // Rows of the type that the caller gave, each at a multiple of 16 bytes.
 void CompactCall::take_bias(const AttentionProblem& problem, AttentionParams& params, Workspace& workspace) {
   bias_params_ = bias_params(problem, params);
-  bias_pitch_ = round_up(len_k_, 8);
+  bias_pitch_ = round_up(tables_.slots, 8);
   const int64_t rows = static_cast<int64_t>(bias_params_.batch) * bias_params_.heads;
   bias_target_ = workspace.take<char>(rows * bias_pitch_ * element_bytes(bias_.type));
   BiasView& view = params.bias;

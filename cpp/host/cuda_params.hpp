@@ -25,11 +25,9 @@ inline ElementType element_type(fdma_dtype dtype) {
   }
 }
 
-// Lengths stay clear of 2^31 by more than a tile, so that kernels may round them up in 32 bits.
 inline int32_t narrow(int64_t value, const char* name) {
-  constexpr int64_t kLimit = (int64_t{1} << 31) - 4096;
-  if (value >= kLimit) {
-    throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: less than ", kLimit));
+  if (value >= kLengthLimit) {
+    throw Error(FDMA_UNSUPPORTED, concat(name, " is ", value, "; accepted on CUDA: less than ", kLengthLimit));
   }
   return static_cast<int32_t>(value);
 }
@@ -96,11 +94,21 @@ inline SequenceView sequence_view(const AttentionProblem& problem) {
   view.cu_q = given.cu_q;
   view.cu_k = given.cu_k;
   view.is_64bit = given.is_64bit;
+  view.step = given.step;
   view.packed = given.packed;
   view.paged = static_cast<bool>(problem.pages);
   view.rows_q = given.rows_q;
   view.rows_k = given.rows_k;
   return view;
+}
+
+// The rows of the keys of a call.
+inline KeyRows key_rows(const AttentionParams& params, const AttentionProblem& problem) {
+  KeyRows rows;
+  rows.sequences = params.sequences;
+  rows.batch = params.batch;
+  rows.rows = problem.pages ? problem.len_k : problem.rows_k();
+  return rows;
 }
 
 }  // namespace fdma::cuda

@@ -7,39 +7,45 @@ namespace fdma::cuda {
 
 ReorderedCall::ReorderedCall(const AttentionProblem& problem, const AttentionParams& params)
     : bias_(params.bias),
-      len_k_(params.sequences.max_k),
+      rows_(key_rows(params, problem)),
       key_(params.key),
       value_(params.value),
+      heads_kv_(params.heads_kv),
+      type_(element_type(problem.dtype)),
       vector_(vector_rows(problem.key) && vector_rows(problem.value)) {}
 
-void ReorderedCall::take_order(const AttentionProblem& problem, AttentionParams& params, int32_t slots, int64_t lists,
+void ReorderedCall::take_order(const AttentionProblem& problem, AttentionParams& params, int32_t slots,
                                Workspace& workspace) {
+  const int64_t orders = problem.order_batch() * problem.order_heads();
   tables_.slots = slots;
-  tables_.keys = workspace.take<int32_t>(lists * slots);
-  tables_.slot_of_key = workspace.take<int32_t>(lists * len_k_);
-  params.key = take_rows(problem, workspace);
-  params.value = take_rows(problem, workspace);
+  tables_.keys = workspace.take<int32_t>(orders * slots);
+  tables_.slot_of_key = workspace.take<int32_t>(orders * rows_.rows);
+  params.heads_kv = static_cast<int32_t>(problem.slot_heads());
+  params.group = params.heads_q / params.heads_kv;
+  params.key = take_rows(params, workspace);
+  params.value = take_rows(params, workspace);
   params.vector_rows = vector_rows(problem.query);
   params.sequences.max_k = slots;
+  params.sequences.rows_k = slots;
   params.slots.slots = slots;
   params.slots.list_stride_head = problem.order_heads() == 1 ? 0 : 1;
   params.slots.list_stride_batch = problem.order_batch() == 1 ? 0 : static_cast<int32_t>(problem.order_heads());
 }
 
 // A (B, slots, heads, D) tensor whose rows are aligned.
-TensorView ReorderedCall::take_rows(const AttentionProblem& problem, Workspace& workspace) const {
-  const int64_t slots = tables_.slots;
+TensorView ReorderedCall::take_rows(const AttentionParams& params, Workspace& workspace) const {
   TensorView view;
-  view.data = workspace.take<uint16_t>(problem.batch * problem.heads_kv * slots * problem.head_dim);
-  view.stride_row = problem.head_dim;
-  view.stride_head = slots * problem.head_dim;
-  view.stride_batch = problem.heads_kv * view.stride_head;
+  view.stride_row = params.head_dim;
+  view.stride_head = tables_.slots * view.stride_row;
+  view.stride_batch = params.heads_kv * view.stride_head;
+  view.data = workspace.take<uint16_t>(params.batch * view.stride_batch);
   return view;
 }
 
 SlotBiasParams ReorderedCall::bias_params(const AttentionProblem& problem, const AttentionParams& params) const {
   SlotBiasParams bias;
   bias.bias = bias_;
+  bias.rows = rows_;
   bias.batch = static_cast<int32_t>(problem.slot_bias_batch());
   bias.heads = static_cast<int32_t>(problem.slot_bias_heads());
   bias.heads_per_row = params.heads_q / bias.heads;
@@ -52,8 +58,8 @@ SlotBiasParams ReorderedCall::bias_params(const AttentionProblem& problem, const
 }
 
 void ReorderedCall::take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace) {
-  if (problem.grad_key) params.grad_key = take_rows(problem, workspace);
-  if (problem.grad_value) params.grad_value = take_rows(problem, workspace);
+  if (problem.grad_key) params.grad_key = take_rows(params, workspace);
+  if (problem.grad_value) params.grad_value = take_rows(params, workspace);
   params.vector_grads = vector_rows(problem.grad_query);
   params.vector_rows = params.vector_rows && vector_rows(problem.grad_out);
   if (params.bias_grad != BiasGradMode::kNone && params.bias_grad != BiasGradMode::kRows) {
@@ -70,16 +76,17 @@ SlotRowsParams ReorderedCall::rows_params(const AttentionParams& params, const T
   SlotRowsParams rows;
   rows.natural = natural;
   rows.slotted = slotted;
+  rows.type = type_;
   rows.batch = params.batch;
-  rows.heads = params.heads_kv;
+  rows.heads = heads_kv_;
+  rows.copies = params.heads_kv / heads_kv_;
   rows.slots = tables_.slots;
-  rows.len_k = len_k_;
+  rows.rows = static_cast<int32_t>(rows_.rows);
   rows.head_dim = params.head_dim;
   rows.list_stride_batch = params.slots.list_stride_batch;
   rows.list_stride_head = params.slots.list_stride_head;
   rows.keys = tables_.keys;
   rows.slot_of_key = tables_.slot_of_key;
-  rows.gaps = gaps_;
   rows.vector = vector;
   return rows;
 }
@@ -90,7 +97,13 @@ void ReorderedCall::gather_key_value(const AttentionParams& params, cudaStream_t
 }
 
 void ReorderedCall::reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream) const {
-  check(launch_reduce_slot_bias_gradient(params, tables_.slot_of_key, len_k_, stream), "the gradient of the bias");
+  BackwardParams natural = params;
+  natural.batch = static_cast<int32_t>(rows_.batch);
+  natural.sequences = rows_.sequences;
+  check(params.bias_grad == BiasGradMode::kKeys
+            ? launch_reduce_slot_bias_gradient(natural, tables_.slot_of_key, rows_, stream)
+            : launch_reduce_bias_gradient(natural, stream),
+        "the gradient of the bias");
 }
 
 void ReorderedCall::scatter(const BackwardProblem& problem, const BackwardParams& params, cudaStream_t stream) const {

@@ -19,30 +19,31 @@ class ReorderedCall {
                             int tile_queries);
 
   virtual void gather(const AttentionParams& params, cudaStream_t stream) const = 0;
+  // Modes kKeys and kRows.
   void reduce_bias_gradient(const BackwardParams& params, cudaStream_t stream) const;
   void scatter(const BackwardProblem& problem, const BackwardParams& params, cudaStream_t stream) const;
 
  protected:
   ReorderedCall(const AttentionProblem& problem, const AttentionParams& params);
-  // `lists`: orders, each of `slots` places. Keys and values of `params` become those of the slots.
-  void take_order(const AttentionProblem& problem, AttentionParams& params, int32_t slots, int64_t lists,
-                  Workspace& workspace);
+  // Orders of `slots` places. Keys and values of `params` become those of the slots.
+  void take_order(const AttentionProblem& problem, AttentionParams& params, int32_t slots, Workspace& workspace);
   void gather_key_value(const AttentionParams& params, cudaStream_t stream) const;
   // A row of biases for every (batch, head) of the bias, and for every list that meets it: all but the target.
   SlotBiasParams bias_params(const AttentionProblem& problem, const AttentionParams& params) const;
 
   SlotTables tables_;
-  bool gaps_ = false;  // see SlotRowsParams
-  BiasView bias_;      // as the caller gave it
-  int32_t len_k_ = 0;
+  BiasView bias_;  // as the caller gave it
+  KeyRows rows_;   // of the caller's keys
 
  private:
-  TensorView take_rows(const AttentionProblem& problem, Workspace& workspace) const;
+  TensorView take_rows(const AttentionParams& params, Workspace& workspace) const;
   SlotRowsParams rows_params(const AttentionParams& params, const TensorView& natural, bool vector,
                              const TensorView& slotted) const;
 
   TensorView key_, value_;  // as the caller gave them
-  bool vector_ = false;     // their rows start at multiples of 16 bytes
+  int32_t heads_kv_ = 0;
+  ElementType type_;
+  bool vector_ = false;  // their rows start at multiples of 16 bytes
 };
 
 }  // namespace fdma::cuda

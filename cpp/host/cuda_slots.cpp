@@ -6,46 +6,53 @@
 namespace fdma::cuda {
 namespace {
 
-KeyListView list_view(const AttentionProblem& problem) {
+KeyListView list_view(const AttentionProblem& problem, const KeyRows& rows) {
   const KeyListProblem& lists = problem.mask.lists;
   KeyListView view;
   static_cast<KeyLists&>(view) = lists;
   narrow(lists.batch, "the batch size of the mask");
   narrow(lists.heads, "the number of mask heads");
-  view.keys = narrow(problem.len_k, "the number of keys");
+  view.keys = rows;
+  if (!problem.sequences) view.keys.batch = lists.batch;  // the lists of batch entries that share them are the same
   view.width = narrow(lists.width, "the number of columns");
   view.is_interval = problem.mask.kind == FDMA_MASK_INTERVAL;
   view.is_causal = problem.is_causal;
   return view;
 }
 
-int32_t padded_slots(const KeyListView& lists) {
-  return narrow(round_up<int64_t>(lists.width, kSlotPadding), "the number of listed keys");
+void take_listed(KeyListView& lists, Workspace& workspace) {
+  if (!lists.is_interval) lists.listed = workspace.take<uint8_t>(lists.all_keys());
+}
+
+// Packed sequences are one sequence to the kernels, which ends where the last of them does: spans tell them apart.
+void join_sequences(const AttentionProblem& problem, AttentionParams& params) {
+  if (!problem.sequences.packed) return;
+  params.sequences.step = problem.batch;
+  params.sequences.max_q = narrow(problem.rows_q(), "the number of queries");
+  params.batch = 1;
 }
 
 }  // namespace
 
 SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Workspace& workspace)
-    : ReorderedCall(problem, params), lists_(list_view(problem)) {
-  const int64_t lists = lists_.lists();
-  const int32_t slots = padded_slots(lists_);
-  gaps_ = !lists_.is_interval;
-  take_order(problem, params, slots, lists, workspace);
-  tables_.spans = workspace.take<Span>(lists * slots);
-  tables_.groups = workspace.take<SpanSummary>(lists * (slots / kSlotGroup));
-  tables_.used = workspace.take<int32_t>(lists);
-  if (lists_.is_interval) {
-    scratch_.seen = workspace.take<int32_t>(lists * lists_.keys);
-    scratch_.order = workspace.take<int32_t>(lists * lists_.keys);
-    scratch_.sums = workspace.take<int32_t>(slot_sums(lists_));
-  }
+    : ReorderedCall(problem, params), lists_(list_view(problem, rows_)) {
+  const int32_t slots = narrow(problem.slot_count(), "the number of listed keys");
+  const int64_t orders = lists_.orders();
+  join_sequences(problem, params);
+  take_order(problem, params, slots, workspace);
+  take_listed(lists_, workspace);
+  tables_.spans = workspace.take<Span>(orders * slots);
+  tables_.groups = workspace.take<SpanSummary>(orders * (slots / kSlotGroup));
+  tables_.used = workspace.take<int32_t>(orders);
+  scratch_.seen = workspace.take<int32_t>(lists_.all_keys());
+  if (lists_.is_interval) scratch_.order = workspace.take<int32_t>(lists_.all_keys());
+  scratch_.sums = workspace.take<int32_t>(slot_sums(lists_));
   params.bias = BiasView{};
 
   SlotView& view = params.slots;
   view.spans = tables_.spans;
   view.groups = tables_.groups;
   view.used = slots == 0 ? nullptr : tables_.used;  // nothing is written without slots
-  view.shift = lists_.keys - params.sequences.max_q;
   if (params.query.stride_head != 0) view.packed = PackedHeads::of_group(params.group);
   if (problem.bias.kind == FDMA_BIAS_NONE) return;
 
@@ -89,25 +96,11 @@ void bind_expanded_lists(AttentionParams& params, const AttentionProblem& proble
   const PackedMaskLayout& layout = problem.mask.layout;
   ExpandParams expand;
   expand.layout = layout;
-  expand.mask = list_view(problem);
-  expand.sequences = params.sequences;
-  const int64_t lists = expand.mask.lists();
-  SlotTables tables;
-  if (!expand.mask.is_interval) {  // columns are looked up by key
-    tables.slots = padded_slots(expand.mask);
-    tables.keys = workspace.take<int32_t>(lists * tables.slots);
-    tables.spans = workspace.take<Span>(lists * tables.slots);
-    tables.groups = workspace.take<SpanSummary>(lists * (tables.slots / kSlotGroup));
-    tables.slot_of_key = workspace.take<int32_t>(lists * expand.mask.keys);
-    tables.used = workspace.take<int32_t>(lists);
-  }
+  expand.mask = list_view(problem, key_rows(params, problem));
+  take_listed(expand.mask, workspace);
   char* packed = workspace.take<char>(layout.bytes());
   params.mask = packed_mask_view(layout, packed, problem.heads_q);
   if (workspace.counting()) return;
-  if (!expand.mask.is_interval) {
-    check(launch_fill_slots(expand.mask, tables, SlotScratch{}, stream), "reading the columns of the mask");
-    expand.slot_of_key = tables.slot_of_key;
-  }
   expand.rows = reinterpret_cast<uint32_t*>(packed);
   expand.tiles = expand.rows + layout.rows_bytes() / 4;
   check(launch_expand_key_lists(expand, stream), "expanding the mask");

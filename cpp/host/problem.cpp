@@ -42,16 +42,25 @@ std::string sequence_text(const AttentionProblem& problem) {
 
 bool AttentionProblem::runs_on_slots() const {
   if (mask.kind != FDMA_MASK_COLUMNS && mask.kind != FDMA_MASK_INTERVAL) return false;
-  const bool shared = mask.lists.heads == 1 || mask.lists.heads == heads_kv;
-  return shared && !sequences && (bias.kind == FDMA_BIAS_NONE || bias.rows == 1);
+  const bool keys_alone = bias.kind == FDMA_BIAS_NONE || bias.rows == 1;
+  return keys_alone && has_scores() && !pages && rows_q() < kLengthLimit && rows_k() < kLengthLimit;
+}
+
+int64_t AttentionProblem::order_batch() const {
+  if (!runs_on_slots()) return mask.layout.batch;
+  return sequences ? batches() : mask.lists.batch;
+}
+
+int64_t AttentionProblem::slot_count() const {
+  const int64_t listed = mask.lists.width * (sequences.packed ? batch : 1);
+  return round_up<int64_t>(min_of(listed, rows_k()), kSlotPadding);
 }
 
 bool AttentionProblem::compacts() const {
   if ((mask.kind != FDMA_MASK_DENSE && mask.kind != FDMA_MASK_BITS) || compaction == Compaction::kNever) return false;
   const bool shared = mask.layout.heads == 1 || mask.layout.heads == heads_kv;
   const bool keys_alone = bias.kind == FDMA_BIAS_NONE || bias.rows == 1;
-  const bool has_scores = batch > 0 && len_q > 0 && len_k > 0;
-  const bool possible = shared && keys_alone && has_scores && mask.layout.rows == len_q && !sequences && !pages &&
+  const bool possible = shared && keys_alone && has_scores() && mask.layout.rows == len_q && !sequences && !pages &&
                         len_k <= kCompactMaxKeys;
   if (!possible || compaction == Compaction::kAnySize) return possible;
   const double products = static_cast<double>(batch * heads_q) * static_cast<double>(len_q) *
@@ -63,7 +72,8 @@ bool AttentionProblem::compacts() const {
 SequenceExtents AttentionProblem::extents(int64_t b) const {
   if (!sequences) return {b, len_q, len_k, 0, 0};
   const bool shifted = sequences.packed;
-  return {b, sequences.length_q(b), sequences.length_k(b), shifted ? sequences.begin_q(b) : 0,
+  // Keys in the order of slots may be fewer than a sequence has.
+  return {b, sequences.length_q(b), min_of(sequences.length_k(b), len_k), shifted ? sequences.begin_q(b) : 0,
           shifted && !pages ? sequences.begin_k(b) : 0};
 }
 

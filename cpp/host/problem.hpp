@@ -50,6 +50,7 @@ struct SequenceProblem {
   const void* cu_q = nullptr;  // batch + 1 values, on the call's device; null: all sequences have len_q and len_k
   const void* cu_k = nullptr;
   bool is_64bit = false;  // int64 values, else int32
+  int64_t step = 1;       // values from one sequence to the next; their number makes one sequence of all packed ones
   bool packed = false;    // query-like tensors, and key-like ones without pages, have stride 0 in the batch dimension
   int64_t rows_q = 0;     // rows of query-like tensors: total_q when packed, L when padded
   int64_t rows_k = 0;     // the same of key-like tensors; with pages, the keys that the pages of one sequence hold
@@ -62,8 +63,8 @@ struct SequenceProblem {
   int64_t length_k(int64_t b) const { return value(cu_k, b + 1) - value(cu_k, b); }
 
  private:
-  int64_t value(const void* cu, int64_t i) const {
-    return is_64bit ? static_cast<const int64_t*>(cu)[i] : static_cast<const int32_t*>(cu)[i];
+  int64_t value(const void* cu, int64_t b) const {
+    return is_64bit ? static_cast<const int64_t*>(cu)[b * step] : static_cast<const int32_t*>(cu)[b * step];
   }
 };
 
@@ -109,18 +110,23 @@ struct AttentionProblem {
   int64_t row_statistic(const SequenceExtents& sequence, int64_t h, int64_t q) const {
     return ((sequences.packed ? 0 : sequence.batch * heads_q) + h) * rows_q() + sequence.q_begin + q;
   }
+  bool has_scores() const { return batch > 0 && len_q > 0 && len_k > 0; }
   // Whether the mask lists keys and the call can run on those keys alone, in the order of their slots
-  // (policy/slots.hpp): query heads that share a kv head share its list, and the bias is the same for all query rows.
+  // (policy/slots.hpp): keys have no pages, and the bias is the same for all query rows.
   bool runs_on_slots() const;
   // Whether the mask is dense or packed, the call can run on keys in an order that follows from the mask
   // (policy/compact.hpp), and is of a size for it.
   bool compacts() const;
-  // Extents of the bias in the order of slots: one row for every (batch, head) of the bias and every list, or head of a
-  // mask that compacts, that it meets.
-  int64_t order_batch() const { return runs_on_slots() ? mask.lists.batch : mask.layout.batch; }
+  // Orders of keys: one for each (batch, head) of the mask. Sequences are told apart, packed ones share an order.
+  int64_t order_batch() const;
   int64_t order_heads() const { return runs_on_slots() ? mask.lists.heads : mask.layout.heads; }
-  int64_t slot_bias_batch() const { return bias.batch == 1 && order_batch() == 1 ? 1 : batch; }
-  int64_t slot_bias_heads() const { return bias.heads == heads_q ? heads_q : heads_kv; }
+  // Places in an order of slots: listed keys, at most those that there are, and padding.
+  int64_t slot_count() const;
+  // Heads of keys and values in that order: query heads with lists of their own have copies of their own.
+  int64_t slot_heads() const { return order_heads() == heads_q ? heads_q : heads_kv; }
+  // Extents of the bias in that order: one row for every (batch, head) of the bias and every order that it meets.
+  int64_t slot_bias_batch() const { return bias.batch == 1 && order_batch() == 1 ? 1 : batches(); }
+  int64_t slot_bias_heads() const { return bias.heads == heads_q ? heads_q : slot_heads(); }
   // Sequence b; where sequences have lengths of their own, of values that the host can read.
   SequenceExtents extents(int64_t b) const;
   std::string describe() const;  // one line for logs and bug reports

@@ -32,9 +32,9 @@ cudaError_t launch_scatter_rows(const SlotRowsParams& params, cudaStream_t strea
 cudaError_t launch_gather_bias(const SlotBiasParams& params, cudaStream_t stream);
 // At most 2^31 - 1 blocks.
 cudaError_t launch_order_blocks(const BlockOrderParams& params, cudaStream_t stream);
-// Mode kKeys, with slots. `len_k`: keys of the bias.
-cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const int32_t* slot_of_key, int32_t len_k,
-                                             cudaStream_t stream);
+// Mode kKeys, with slots. The batch and the sequences of `params` are those of the caller, and so are `rows`.
+cudaError_t launch_reduce_slot_bias_gradient(const BackwardParams& params, const int32_t* slot_of_key,
+                                             const KeyRows& rows, cudaStream_t stream);
 // Lists of keys as a packed mask.
 cudaError_t launch_expand_key_lists(const ExpandParams& params, cudaStream_t stream);
 

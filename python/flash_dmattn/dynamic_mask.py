@@ -20,9 +20,8 @@ class DynamicMask:
 
     :meth:`topk` makes it from a bias, :meth:`from_dense` from a dense mask. Of the first two forms a call of libfdma
     walks the listed keys alone, and its time and memory, backward included, go with ``Lq * keep_window_size`` and
-    ``Lk``: where the mask has 1 or H_kv heads, the bias is the same for all queries, and all sequences have one length.
-    Other calls of libfdma expand them to one bit a score, and Triton and Flex every form to a dense mask: slower, with
-    the same result.
+    ``Lk``, where the bias is the same for all queries and keys have no pages. Other calls of libfdma expand them to one
+    bit a score, and Triton and Flex every form to a dense mask: slower, with the same result.
 
     Attributes
     ----------

@@ -60,9 +60,9 @@ typedef enum fdma_mask_kind FDMA_ENUM_TYPE {
    BITS:  `tensor.shape` is the same broadcast shape with a full last dimension (Lk), `tensor.data` a packed mask of
           this shape (fdma/mask.h), dtype FDMA_UINT8, strides ignored.
    COLUMNS and INTERVAL are what fdma_select (fdma/select.h) writes, INT32, rank 3, stride of the last dimension 1. They
-   take memory in proportion to the keys, and so does a call with them whose mask has 1 or H_kv heads and whose bias, if
-   there is one, is the same for all query rows; time goes with the keys that are seen. Any other call expands them to
-   bits first.
+   take memory in proportion to the keys, and so does a call with them whose bias, if there is one, is the same for all
+   query rows and whose keys have no pages; time goes with the keys that are seen. Any other call expands them to bits
+   first.
    COLUMNS:  ({B|1}, {H|H_kv|1}, W): each list has the keys that are seen; values outside 0 to Lk - 1 (-1) hold a place.
              With is_causal a query sees those up to its position.
    INTERVAL: ({B|1}, {H|H_kv|1}, Lk): the query at position p = q + Lk - Lq sees key k when k <= p < end[k]. */

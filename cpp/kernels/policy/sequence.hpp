@@ -7,6 +7,9 @@
 
 namespace fdma {
 
+// Lengths of tensors stay clear of 2^31 by more than a tile, so that kernels may round them up in 32 bits.
+inline constexpr int64_t kLengthLimit = (int64_t{1} << 31) - 4096;
+
 // The rows of one sequence in a tensor, behind the batch stride.
 struct RowSpan {
   int32_t len;
@@ -25,6 +28,7 @@ struct SequenceView {
   const void* cu_q = nullptr;  // batch + 1 values each; null: all sequences have the maximal lengths
   const void* cu_k = nullptr;
   bool is_64bit = false;
+  int64_t step = 1;     // values from one sequence to the next; their number makes one sequence of all packed ones
   bool packed = false;  // rows of all sequences follow each other; otherwise each has a batch entry
   bool paged = false;   // except the keys, which count from the sequence's first page
   int32_t max_q = 0, max_k = 0;
@@ -38,7 +42,20 @@ struct SequenceView {
   }
 
   FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
-    return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
+    return is_64bit ? static_cast<const int64_t*>(cu)[b * step] : static_cast<const int32_t*>(cu)[b * step];
+  }
+  // Of `count` packed sequences the one that has this row of a key-like tensor, if any has it.
+  FDMA_HOST_DEVICE int64_t sequence_of_key(int64_t row, int64_t count) const {
+    int64_t first = 0, last = count - 1;
+    while (first < last) {
+      const int64_t middle = (first + last + 1) / 2;
+      if (boundary(cu_k, middle) <= row) {
+        first = middle;
+      } else {
+        last = middle - 1;
+      }
+    }
+    return first;
   }
 
  private:
@@ -49,6 +66,28 @@ struct SequenceView {
     const int64_t begin = in_a_row ? max_of<int64_t>(0, min_of(first, rows)) : 0;
     const int64_t longest = min_of<int64_t>(max, rows - begin);
     return {static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, b + 1) - first, longest))), begin};
+  }
+};
+
+// Rows of key-like tensors without pages, and the sequences whose keys they are. Packed tensors have one batch entry.
+struct KeyRows {
+  SequenceView sequences;
+  int64_t batch = 0;  // sequences, at least one
+  int64_t rows = 0;   // of a batch entry
+
+  struct Key {
+    int64_t b;  // the sequence
+    int32_t k;  // in the sequence; -1 where the row belongs to none
+    Sequence sequence;
+  };
+  FDMA_HOST_DEVICE bool packed() const { return sequences.packed && !sequences.paged; }
+  FDMA_HOST_DEVICE int64_t entries() const { return packed() ? 1 : batch; }
+  FDMA_HOST_DEVICE int64_t entry(int64_t b) const { return packed() ? 0 : b; }
+  FDMA_HOST_DEVICE Key at(int64_t entry, int64_t row) const {
+    const int64_t b = packed() ? sequences.sequence_of_key(row, batch) : entry;
+    const Sequence sequence = sequences.at(b);
+    const int64_t k = row - sequence.k_begin;
+    return {b, k >= 0 && k < sequence.len_k ? static_cast<int32_t>(k) : -1, sequence};
   }
 };
 

@@ -2,8 +2,11 @@
 //
 // A mask that keeps w of N keys for each query, the same w for neighbouring queries up to a few, leaves nearly every
 // tile of keys with some visible score. So the keys are put into an order of their own: a slot is a place in it. Keys
-// and values are copied into that order, keys that no query sees are left out, and each slot has the positions [begin,
+// and values are copied into that order, keys that no query sees are left out, and each slot has the query rows [begin,
 // end) that see it. Slots whose spans are alike are neighbours, so that whole tiles of slots are passed over.
+//
+// Rows are those of the tensors, so that packed sequences are one sequence to the kernels: the span of a key ends with
+// its sequence, and neighbours share tiles.
 //
 // Order of an interval mask: by epochs of slot_epoch() keys that are seen, in an epoch by the end of the span, among
 // equal ends by the key. A tile of 128 slots then covers 1.3 to 1.4 times the spans of its keys for w = 2048, one of 64
@@ -14,6 +17,7 @@
 #include <cstdint>
 
 #include "kernels/core/math.hpp"
+#include "kernels/policy/sequence.hpp"
 
 namespace fdma {
 
@@ -26,7 +30,6 @@ struct KeyLists {
   int64_t stride_batch = 0, stride_head = 0;  // elements
   int64_t batch = 1, heads = 1;               // of the mask: 1 = broadcast
 
-  FDMA_HOST_DEVICE int64_t lists() const { return batch * heads; }
   // `head`: of the mask.
   FDMA_HOST_DEVICE int64_t list(int64_t b, int64_t head) const {
     return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : head);
@@ -36,11 +39,27 @@ struct KeyLists {
   }
 };
 
-// Positions that see a key. The position of query q is q + Lk - Lq.
+// Query rows that see a key.
 struct Span {
   int32_t begin, end;
 };
 inline constexpr Span kNoSpan{INT32_MAX, INT32_MIN};
+
+// Of a sequence, the rows at the positions [begin, end). The position of query q is q + len_k - len_q.
+FDMA_HOST_DEVICE Span rows_at(const Sequence& sequence, int64_t begin, int64_t end) {
+  const int64_t shift = sequence.len_k - sequence.len_q;
+  const int64_t first = max_of<int64_t>(0, begin - shift), last = min_of<int64_t>(sequence.len_q, end - shift);
+  if (first >= last) return kNoSpan;
+  return {static_cast<int32_t>(sequence.q_begin + first), static_cast<int32_t>(sequence.q_begin + last)};
+}
+// Interval mask: key k is pushed out at the position `end`.
+FDMA_HOST_DEVICE Span interval_rows(const Sequence& sequence, int32_t k, int32_t end) {
+  return rows_at(sequence, k, end);
+}
+// Columns: key k is listed.
+FDMA_HOST_DEVICE Span column_rows(const Sequence& sequence, int32_t k, bool is_causal) {
+  return rows_at(sequence, is_causal ? k : sequence.len_k - sequence.len_q, sequence.len_k);
+}
 
 // Keys that are seen in an epoch. Short epochs spread the begins of a tile's spans less, long ones their ends; the ends
 // of a long list lie further apart.
@@ -49,8 +68,8 @@ inline constexpr int kLongestSlotEpoch = 1536;
 
 // Of several spans.
 struct SpanSummary {
-  int32_t first_begin, last_end;  // no position outside [first_begin, last_end) sees any
-  int32_t last_begin, first_end;  // every position of [last_begin, first_end) sees all
+  int32_t first_begin, last_end;  // no row outside [first_begin, last_end) sees any
+  int32_t last_begin, first_end;  // every row of [last_begin, first_end) sees all
 
   FDMA_HOST_DEVICE void add(const SpanSummary& other) {
     first_begin = min_of(first_begin, other.first_begin);
@@ -58,7 +77,7 @@ struct SpanSummary {
     last_begin = max_of(last_begin, other.last_begin);
     first_end = min_of(first_end, other.first_end);
   }
-  // For positions [first, last].
+  // For rows [first, last].
   FDMA_HOST_DEVICE bool any(int first, int last) const { return first_begin <= last && last_end > first; }
   FDMA_HOST_DEVICE bool all(int first, int last) const { return last_begin <= first && first_end > last; }
 };
@@ -93,16 +112,17 @@ struct PackedHeads {
   FDMA_HOST_DEVICE int head(int row) const { return row & (count() - 1); }
 };
 
-// The slots of a call: one list for each (batch, head) of the mask. Without spans they are the order of keys under a
-// packed mask (policy/compact.hpp), and only `slots` and the strides of lists are set.
+// The slots of a call: one list for each (batch, head) of the mask, with sequences for each (batch entry, head).
+// Without spans they are the order of keys under a packed mask (policy/compact.hpp), and only `slots` and the strides
+// of lists are set.
 struct SlotView {
   const Span* spans = nullptr;                          // [list][slots]
   const SpanSummary* groups = nullptr;                  // [list][slots / kSlotGroup]
   const int32_t* used = nullptr;                        // [list]: no slot from this one on has a key; or null
   const float* bias = nullptr;                          // [bias row][slots], in bits; or null
   int32_t slots = 0;                                    // of a list, padding included
-  int32_t shift = 0;                                    // Lk - Lq
-  int32_t list_stride_batch = 0, list_stride_head = 0;  // lists; head: kv head. 0 where the mask broadcasts
+  int32_t shift = 0;                                    // of spans against query rows
+  int32_t list_stride_batch = 0, list_stride_head = 0;  // lists; head: of slotted keys. 0 where the mask broadcasts
   int32_t bias_stride_batch = 0, bias_stride_head = 0;  // bias rows; head: query head / heads_per_bias_head
   int32_t heads_per_bias_head = 1;
   PackedHeads packed;  // forward: heads of a group that share a query tile

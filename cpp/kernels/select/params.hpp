@@ -53,27 +53,42 @@ struct SelectScratch {
   size_t sort_bytes = 0;
 };
 
-// A mask as lists of keys. Interval: end of every key. Columns: the keys that are kept, other values hold a place.
+// A mask as lists of keys. Interval: end of every key. Columns: the keys that are kept, other values hold a place. An
+// order is made for each (batch entry, mask head); its keys are the rows of the entry.
 struct KeyListView : KeyLists {
-  int32_t keys = 0;   // Lk
+  KeyRows keys;
   int32_t width = 0;  // entries of a list
   bool is_interval = false;
   bool is_causal = false;
+  uint8_t* listed = nullptr;  // columns, scratch [order][keys.rows]: 1 where a list has the key
+
+  FDMA_HOST_DEVICE int64_t orders() const { return keys.entries() * heads; }
+  FDMA_HOST_DEVICE int64_t all_keys() const { return orders() * keys.rows; }
+  // Of key k of sequence b in `listed`.
+  FDMA_HOST_DEVICE int64_t place(int64_t b, int64_t head, const Sequence& sequence, int32_t k) const {
+    return (keys.entry(b) * heads + head) * keys.rows + sequence.k_begin + k;
+  }
+  FDMA_HOST_DEVICE Span span(int64_t order, int32_t key_row) const {
+    const KeyRows::Key key = keys.at(order / heads, key_row);
+    if (key.k < 0) return kNoSpan;
+    if (is_interval) return interval_rows(key.sequence, key.k, row(list(key.b, order % heads))[key.k]);
+    return listed[order * keys.rows + key_row] != 0 ? column_rows(key.sequence, key.k, is_causal) : kNoSpan;
+  }
 };
 
-// What launch_fill_slots writes. `slots`: of a list, a multiple of kSlotPadding.
+// What launch_fill_slots writes. `slots`: of an order, a multiple of kSlotPadding.
 struct SlotTables {
   int32_t slots = 0;
-  int32_t* keys = nullptr;         // [list][slots]: -1 where there is none
-  Span* spans = nullptr;           // [list][slots]
-  SpanSummary* groups = nullptr;   // [list][slots / kSlotGroup]
-  int32_t* slot_of_key = nullptr;  // [list][keys]: -1 for a hidden key
-  int32_t* used = nullptr;         // [list]: no slot from this one on has a key
+  int32_t* keys = nullptr;         // [order][slots]: rows of keys, -1 where there is none
+  Span* spans = nullptr;           // [order][slots]
+  SpanSummary* groups = nullptr;   // [order][slots / kSlotGroup]
+  int32_t* slot_of_key = nullptr;  // [order][keys]: -1 for a hidden key
+  int32_t* used = nullptr;         // [order]: no slot from this one on has a key
 };
-struct SlotScratch {         // interval form only
-  int32_t* seen = nullptr;   // [list][keys]: the keys that are seen, ascending
-  int32_t* order = nullptr;  // [list][keys]: the same in the order of their slots
-  int32_t* sums = nullptr;   // [list][ceil(keys / kRowThreads)]: those of each block of keys
+struct SlotScratch {
+  int32_t* seen = nullptr;   // [order][keys]: the keys that are seen, ascending
+  int32_t* order = nullptr;  // [order][keys]: interval form: the same in the order of their slots
+  int32_t* sums = nullptr;   // [order][ceil(keys / kRowThreads)]: those of each block of keys
 };
 
 // The order in which the blocks of a kernel with a block for each (tile of slots, kv head, batch entry) start: the
@@ -88,19 +103,21 @@ struct BlockOrderParams {
   FDMA_HOST_DEVICE int64_t blocks() const { return static_cast<int64_t>(batch) * heads_kv * tiles(); }
 };
 
-// A key-like tensor in natural order, (B, len_k, heads, D), and in the order of slots, whose rows are aligned.
+// A key-like tensor in natural order, (B, rows, heads, D), and in the order of slots, (B, slots, heads * copies, D),
+// whose rows are aligned. Query heads with lists of their own have copies of their own of the keys that they share.
 struct SlotRowsParams {
   TensorView natural, slotted;
-  int32_t batch = 0, heads = 0, slots = 0, len_k = 0, head_dim = 0;
+  ElementType type = ElementType::kFloat16;
+  int32_t batch = 0, heads = 0, copies = 1, slots = 0, rows = 0, head_dim = 0;
   int32_t list_stride_batch = 0, list_stride_head = 0;
   const int32_t* keys = nullptr;         // gather
   const int32_t* slot_of_key = nullptr;  // scatter
-  bool gaps = false;                     // keys may follow -1 in a list
   bool vector = false;                   // natural rows start at multiples of 16 bytes
 };
 
 struct SlotBiasParams {
   BiasView bias;
+  KeyRows rows;                  // where the keys lie that the bias counts in their sequences
   float* target = nullptr;       // (batch, heads, slots)
   int32_t batch = 1, heads = 1;  // rows of the target
   int32_t heads_per_row = 1;     // query heads that share a row of the target
@@ -140,8 +157,6 @@ struct CompactParams {
 struct ExpandParams {
   PackedMaskLayout layout;
   KeyListView mask;
-  SequenceView sequences;
-  const int32_t* slot_of_key = nullptr;  // columns; null for an interval
   uint32_t* rows = nullptr;
   uint32_t* tiles = nullptr;
 };

@@ -364,6 +364,32 @@ TEST(SequenceProblem, Pages) {
   EXPECT_EQ(problem.key.stride, (Strides{kPageSize * kHkv * kD, kHkv * kD, kD, 1}));
 }
 
+// One order of keys for all packed sequences, one for each padded one; a bias of scores and pages need bits.
+TEST(SequenceProblem, KeyListsRunOnSlots) {
+  SequenceCall call;
+  call.params.mask = {FDMA_MASK_INTERVAL, call.memory.tensor(FDMA_INT32, {1, kH, kMaxK})};
+  const ForwardProblem packed = make_forward_problem(call.params, true);
+  EXPECT_TRUE(packed.runs_on_slots());
+  EXPECT_EQ(packed.order_batch(), 1);
+  EXPECT_EQ(packed.slot_heads(), kH);
+  EXPECT_EQ(packed.slot_count(), kSlotPadding);
+
+  SequenceCall padded;
+  padded.pad();
+  padded.params.mask = {FDMA_MASK_COLUMNS, padded.memory.tensor(FDMA_INT32, {1, kHkv, 2})};
+  padded.params.bias = {FDMA_BIAS_DENSE, padded.memory.tensor(FDMA_FLOAT32, {1, kHkv, 1, kMaxK})};
+  const ForwardProblem problem = make_forward_problem(padded.params, true);
+  EXPECT_TRUE(problem.runs_on_slots());
+  EXPECT_EQ(problem.order_batch(), kSequences);
+  EXPECT_EQ(problem.slot_heads(), kHkv);
+  EXPECT_EQ(problem.slot_bias_batch(), kSequences);
+
+  padded.params.bias = {FDMA_BIAS_DENSE, padded.memory.tensor(FDMA_FLOAT32, {1, kHkv, kMaxQ, kMaxK})};
+  EXPECT_FALSE(make_forward_problem(padded.params, true).runs_on_slots());
+  call.page();
+  EXPECT_FALSE(make_forward_problem(call.params, true).runs_on_slots());
+}
+
 TEST(SequenceProblem, NoSequenceAtAll) {
   SequenceCall call;
   call.params.cu_seqlens_q.shape[0] = call.params.cu_seqlens_k.shape[0] = 1;

@@ -75,6 +75,24 @@ TEST_P(WrongOffsetsGpu, TouchNothingElse) {
   }
 }
 
+TEST_P(WrongOffsetsGpu, TouchNothingElseOnSlots) {
+  const auto& [wrong, is_padded] = GetParam();
+  for (const fdma_mask_kind kind : {FDMA_MASK_INTERVAL, FDMA_MASK_COLUMNS}) {
+    for (const Extent heads : {kKv, kFull}) {
+      AttentionCase c = plain_case().lists(kind, kFull, heads).bias(FDMA_FLOAT32, {kFull, kKv, kOne, kFull}).grad_lse();
+      c.spec.padded = is_padded;
+      for (const bool deterministic : {false, true}) {
+        AttentionCall call(c, FDMA_BFLOAT16, kCuda);
+        call.set_offsets(wrong.q, wrong.k);
+        call.forward();
+        call.backward(deterministic);
+        call.download();
+        call.expect_surroundings_untouched();
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Sequences, WrongOffsetsGpu,
                          testing::Combine(testing::ValuesIn(wrong_offsets()), testing::Bool()),
                          [](const testing::TestParamInfo<Parameter>& info) {
@@ -94,23 +112,33 @@ void expect_cut(const AttentionCase& c, const Offsets& offsets_q, const Offsets&
   call.expect_surroundings_untouched();
 }
 
+// Without a mask, and on slots.
+std::vector<AttentionCase> masked_cases(const AttentionCase& c) {
+  return {c, AttentionCase(c).lists(FDMA_MASK_INTERVAL), AttentionCase(c).lists(FDMA_MASK_COLUMNS)};
+}
+
 TEST(CutLengthsGpu, ToTheTensors_bfloat16) {
   const std::string reason = unavailable_reason(kCuda);
   if (!reason.empty()) GTEST_SKIP() << reason;
-  expect_cut(plain_case().bounds(999, 999), {0, 60, 110, 151}, {0, 80, 100, 3000000});
-  // The third sequence begins behind the last row.
-  expect_cut(plain_case().sequences({60, 90, 0}, {80, 120, 0}).bounds(999, 999), {0, 60, 400, 500}, {0, 80, 400, 500});
-  expect_cut(plain_case().sequences({60, 60, 60}, {80, 20, 80}).padded().bounds(999, 999), {0, 60, 999, 1998},
-             {0, 80, 100, 1000});
+  for (const AttentionCase& c : masked_cases(plain_case())) {
+    expect_cut(AttentionCase(c).bounds(999, 999), {0, 60, 110, 151}, {0, 80, 100, 3000000});
+    // The third sequence begins behind the last row.
+    expect_cut(AttentionCase(c).sequences({60, 90, 0}, {80, 120, 0}).bounds(999, 999), {0, 60, 400, 500},
+               {0, 80, 400, 500});
+    expect_cut(AttentionCase(c).sequences({60, 60, 60}, {80, 20, 80}).padded().bounds(999, 999), {0, 60, 999, 1998},
+               {0, 80, 100, 1000});
+  }
 }
 
 // The rows that are cut off belong to no sequence.
 TEST(CutLengthsGpu, ToTheBounds_bfloat16) {
   const std::string reason = unavailable_reason(kCuda);
   if (!reason.empty()) GTEST_SKIP() << reason;
-  const AttentionCase c = plain_case().sequences({60, 50, 40}, {80, 20, 80}).slack(3, 20).bounds(60, 80);
-  expect_cut(c, {0, 60, 110, 150}, {0, 80, 100, 200});
-  expect_cut(AttentionCase(c).padded(), {0, 60, 110, 150}, {0, 80, 100, 200});
+  const AttentionCase plain = plain_case().sequences({60, 50, 40}, {80, 20, 80}).slack(3, 20).bounds(60, 80);
+  for (const AttentionCase& c : masked_cases(plain)) {
+    expect_cut(c, {0, 60, 110, 150}, {0, 80, 100, 200});
+    expect_cut(AttentionCase(c).padded(), {0, 60, 110, 150}, {0, 80, 100, 200});
+  }
 }
 
 // A table that leads nowhere is read as if it led to some page; more keys than its pages hold are not there.

@@ -28,6 +28,12 @@ AttentionCase busy_sequences() {
       .grad_lse();
 }
 
+AttentionCase busy_lists(fdma_mask_kind kind) {
+  AttentionCase c = busy_sequences();
+  c.name = "busy_lists";
+  return c.lists(kind, kFull, kFull);
+}
+
 bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
   if (a.size() != b.size()) return false;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -53,6 +59,15 @@ TEST(AttentionRepeats, HundredTimesTheSameBits) { expect_repeatable(busy_case(),
 
 TEST(AttentionRepeats, HundredTimesTheSameBitsOfSequences) {
   expect_repeatable(busy_sequences(), FDMA_FLOAT32, kCpu, 100);
+}
+
+TEST(AttentionRepeatsGpu, HundredTimesTheSameBitsOfKeyLists) {
+  const std::string reason = unavailable_reason(kCuda);
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  for (const fdma_mask_kind kind : {FDMA_MASK_INTERVAL, FDMA_MASK_COLUMNS}) {
+    expect_repeatable(busy_lists(kind), FDMA_BFLOAT16, kCuda, 100);
+    expect_repeatable(busy_lists(kind).padded(), FDMA_FLOAT16, kCuda, 100);
+  }
 }
 
 TEST(AttentionRepeatsGpu, HundredTimesTheSameBitsOfSequences) {
@@ -84,8 +99,13 @@ TEST_P(ThousandTimesGpu, TheSameBits) {
 std::vector<AttentionCase> thousand_cases() {
   using C = AttentionCase;
   const auto base = [](const char* name) { return C(name).batches(1).lengths(200, 328).heads(4, 2); };
-  return {base("plain").dim(128).causal(), base("dim_64").causal(), base("full").dim(128).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
-          base("interval").lengths(200, 300).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull})};
+  return {base("plain").dim(128).causal(), base("dim_64").causal(),
+          base("full").dim(128).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
+          base("interval").lengths(200, 300).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull}),
+          base("interval_of_sequences")
+              .sequences({150, 0, 129, 40}, {200, 20, 129, 65})
+              .lists(FDMA_MASK_INTERVAL)
+              .bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull})};
 }
 INSTANTIATE_TEST_SUITE_P(Attention, ThousandTimesGpu, testing::ValuesIn(thousand_cases()),
                          [](const auto& info) { return info.param.name; });
@@ -115,7 +135,8 @@ void expect_threads_change_no_bit(const AttentionCase& c) {
 
 TEST(AttentionRepeats, ThreadsChangeNoBit) {
   for (const Extent heads : {kOne, kKv, kFull}) {
-    for (AttentionCase c : {busy_case(), busy_sequences(), busy_sequences().padded()}) {
+    for (AttentionCase c : {busy_case(), busy_sequences(), busy_sequences().padded(), busy_lists(FDMA_MASK_INTERVAL),
+                            busy_lists(FDMA_MASK_COLUMNS).padded()}) {
       c.bias_shape.heads = heads;
       expect_threads_change_no_bit(c);
     }

@@ -90,10 +90,12 @@ TEST_F(AttentionStreamsGpu, CapturedInAGraphAndReplayed) {
 }
 
 // Lengths are read on the device: a graph serves all that the bounds hold.
-TEST_F(AttentionStreamsGpu, CapturedInAGraphAndReplayedWithOtherLengths) {
+class OtherLengthsGpu : public AttentionStreamsGpu, public testing::WithParamInterface<AttentionCase> {};
+
+TEST_P(OtherLengthsGpu, CapturedInAGraphAndReplayed) {
   const std::vector<int64_t> q = {0, 100, 120, 200}, k = {0, 40, 190, 200};
   const std::vector<int64_t> other_q = {0, 0, 128, 200}, other_k = {0, 60, 160, 200};
-  AttentionCall call(sequence_case(), FDMA_FLOAT16, kCuda);
+  AttentionCall call(GetParam(), FDMA_FLOAT16, kCuda);
   const cudaStream_t stream = streams_[0];
   const auto outputs_with = [&](const std::vector<int64_t>& offsets_q, const std::vector<int64_t>& offsets_k) {
     call.set_offsets(offsets_q, offsets_k);
@@ -115,6 +117,16 @@ TEST_F(AttentionStreamsGpu, CapturedInAGraphAndReplayedWithOtherLengths) {
     EXPECT_EQ(call.outputs(), has_other_lengths ? other : expected) << "other lengths: " << has_other_lengths;
   }
 }
+
+std::vector<AttentionCase> other_length_cases() {
+  AttentionCase interval = sequence_case().lists(FDMA_MASK_INTERVAL);
+  AttentionCase columns = sequence_case().lists(FDMA_MASK_COLUMNS, Extent::kFull, Extent::kFull);
+  interval.name = "interval";
+  columns.name = "columns_of_query_heads";
+  return {sequence_case(), interval, columns};
+}
+INSTANTIATE_TEST_SUITE_P(Attention, OtherLengthsGpu, testing::ValuesIn(other_length_cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace fdma::test
