@@ -62,9 +62,7 @@ void order_keys(const PackedMaskLayout& layout, const uint32_t* packed, int64_t 
                 bool is_causal, int threads, int32_t* keys) {
   const uint32_t* rows = packed + mask_head * layout.rows * layout.row_words();
   const std::vector<uint32_t> seen = query_tiles_of_keys(layout, rows, len_q, is_causal, threads);
-  const auto span_of = [&](int64_t k) {
-    return query_tile_span(seen.data() + k, layout.keys, query_words(layout));
-  };
+  const auto span_of = [&](int64_t k) { return query_tile_span(seen.data() + k, layout.keys, query_words(layout)); };
   const CompactOrder order(layout);
   int32_t earlier[CompactOrder::kBins + 1] = {};  // keys of the bins before
   for (int64_t k = 0; k < layout.keys; ++k) {

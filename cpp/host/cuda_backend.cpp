@@ -155,8 +155,8 @@ struct BackwardScratch {
       params.grad_query_sum = workspace.take<float>(elements);
       sums_bytes = static_cast<size_t>(elements) * sizeof(float);
       if (problem.deterministic) {
-        // As many as smaller tiles would need: which kernels run depends on addresses that are not known when the size is
-        // asked for.
+        // As many as smaller tiles would need: which kernels run depends on addresses that are not known when the size
+        // is asked for.
         const int64_t counters = tiles * ceil_div(queries, 64) * problem.heads_q;
         params.tile_order = workspace.take<int32_t>(counters);
         order_bytes = static_cast<size_t>(counters) * sizeof(int32_t);

@@ -84,8 +84,8 @@ struct PageView {
 struct ForwardParams : AttentionParams {
   PageView pages;
   TensorView out;
-  float* lse = nullptr;     // or null
-  bool vector_out = false;  // every row of out starts at a multiple of 16 bytes
+  float* lse = nullptr;             // or null
+  bool vector_out = false;          // every row of out starts at a multiple of 16 bytes
   int32_t* work_counter = nullptr;  // scratch, one number: kernels whose blocks stay take query tiles from it; or null
 };
 
@@ -120,7 +120,7 @@ struct BackwardParams : AttentionParams {
   float2* row_stats = nullptr;      // scratch {lse * log2(e), delta}, head by head; see common/backward_steps.cu
   int64_t stats_stride_head = 0;    // rows of all tiles
   float* grad_query_sum = nullptr;  // scratch, fp32 sums of dQ in accumulator order; see sm80/bwd_query_sum.cuh
-  int32_t* tile_order = nullptr;  // scratch, a counter a query tile and head: key tiles added, deterministic mode only
+  int32_t* tile_order = nullptr;   // scratch, a counter a query tile and head: key tiles added, deterministic mode only
   int32_t* block_order = nullptr;  // scratch, see BlockOrderParams; null: blocks run as they are numbered
 
   FDMA_HOST_DEVICE float2* stats(int64_t first_tile, int64_t h) const {

@@ -1,4 +1,5 @@
-// Barriers of Hopper: mbarriers in shared memory, which count arrivals and bytes of the copy engine, and named barriers.
+// Barriers of Hopper: mbarriers in shared memory, which count arrivals and bytes of the copy engine, and named
+// barriers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -74,7 +75,8 @@ struct Ring {
   FDMA_DEVICE Barrier full(int stage) const { return {address + stage * 16}; }
   FDMA_DEVICE Barrier empty(int stage) const { return {address + stage * 16 + 8}; }
   FDMA_DEVICE void init(int producer_arrivals, int consumer_arrivals) const {
-    for (int stage = 0; stage < kStages; ++stage) full(stage).init(producer_arrivals), empty(stage).init(consumer_arrivals);
+    for (int stage = 0; stage < kStages; ++stage)
+      full(stage).init(producer_arrivals), empty(stage).init(consumer_arrivals);
   }
   FDMA_DEVICE void wait_full(const RingPosition<kStages>& at) const { full(at.stage).wait(at.parity); }
   // Buffers start empty: the first round does not wait.

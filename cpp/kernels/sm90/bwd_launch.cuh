@@ -23,8 +23,9 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
     if (p.bias_grad == BiasGradMode::kScores) {
       const int64_t head = int64_t{p.bias_rows} * p.bias_keys;
       const TensorView view{p.grad_bias, p.bias_heads * head, p.bias_keys, head};
-      described = described && make_tensor_map(launch.grad_bias, view, type,
-                                               {p.bias_keys, p.bias_rows, p.bias_heads, p.bias_batch}, Traits::kQueries);
+      described =
+          described && make_tensor_map(launch.grad_bias, view, type,
+                                       {p.bias_keys, p.bias_rows, p.bias_heads, p.bias_batch}, Traits::kQueries);
     }
   }
   if (!described) return cudaErrorInvalidValue;

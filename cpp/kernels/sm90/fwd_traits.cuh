@@ -80,9 +80,7 @@ struct ForwardShared {
   char* bytes;
   uint32_t base;
 
-  FDMA_DEVICE KeyNote& note(int stage) const {
-    return reinterpret_cast<KeyNote*>(bytes + Traits::kNoteOffset)[stage];
-  }
+  FDMA_DEVICE KeyNote& note(int stage) const { return reinterpret_cast<KeyNote*>(bytes + Traits::kNoteOffset)[stage]; }
   FDMA_DEVICE Work& work(int stage) const { return reinterpret_cast<Work*>(bytes + Traits::kWorkOffset)[stage]; }
   FDMA_DEVICE uint32_t slots(int stage) const { return base + Traits::kSlotOffset + stage * Traits::Slots::kBytes; }
   FDMA_DEVICE Ring<kStages> keys() const { return {base + Traits::kRingOffset}; }

@@ -14,9 +14,8 @@ EncodeFunction encode_function() {
     cudaDriverEntryPointQueryResult result{};
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<EncodeFunction>(address)
-               : nullptr;
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeFunction>(address)
+                                                                         : nullptr;
   }();
   return function;
 }

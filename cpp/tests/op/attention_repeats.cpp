@@ -84,7 +84,8 @@ TEST_P(ThousandTimesGpu, TheSameBits) {
 std::vector<AttentionCase> thousand_cases() {
   using C = AttentionCase;
   const auto base = [](const char* name) { return C(name).batches(1).lengths(200, 328).heads(4, 2); };
-  return {base("plain").dim(128).causal(), base("dim_64").causal(), base("full").dim(128).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
+  return {base("plain").dim(128).causal(), base("dim_64").causal(),
+          base("full").dim(128).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
           base("interval").lengths(200, 300).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull})};
 }
 INSTANTIATE_TEST_SUITE_P(Attention, ThousandTimesGpu, testing::ValuesIn(thousand_cases()),
