@@ -165,8 +165,8 @@ template <typename Operation>
 void run_rows(const Operation& operation, const CacheProblem& problem, int64_t candidates, Workspace& workspace) {
   const double work = static_cast<double>(problem.rows()) * static_cast<double>(candidates) * kFlopsACandidate;
   const int threads = thread_count(problem.num_threads, problem.rows(), work);
-  std::vector<decltype(operation.take(workspace))> scratch;
-  for (int i = 0; i < threads; ++i) scratch.push_back(operation.take(workspace));
+  std::vector<decltype(operation.take(workspace))> scratch(static_cast<size_t>(threads));
+  for (auto& s : scratch) s = operation.take(workspace);
   if (workspace.counting()) return;
   parallel_for(threads, problem.rows(),
                [&](int worker, int64_t row) { operation.run(row, scratch[static_cast<size_t>(worker)]); });

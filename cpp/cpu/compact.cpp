@@ -27,7 +27,8 @@ std::vector<uint32_t> query_tiles_of_keys(const PackedMaskLayout& layout, const 
   std::vector<uint32_t> any(static_cast<size_t>(threads * layout.row_words()));
   parallel_for(threads, query_words(layout), [&](int worker, int64_t word) {
     uint32_t* words = any.data() + worker * layout.row_words();
-    for (int64_t tile = word * 32; tile < min_of((word + 1) * 32, layout.row_tiles()); ++tile) {
+    for (int64_t bit = 0; bit < min_of<int64_t>(32, layout.row_tiles() - word * 32); ++bit) {
+      const int64_t tile = word * 32 + bit;
       std::fill_n(words, layout.row_words(), 0u);
       for (int64_t q = tile * kMaskTile; q < min_of((tile + 1) * kMaskTile, layout.rows); ++q) {
         const uint32_t* row = rows + q * layout.row_words();
@@ -35,7 +36,7 @@ std::vector<uint32_t> query_tiles_of_keys(const PackedMaskLayout& layout, const 
         for (int64_t w = 0; w * 32 < limit; ++w) words[w] |= row[w] & keys_before(limit, w);
       }
       uint32_t* of_keys = seen.data() + word * layout.keys;
-      for_each_key(words, layout.keys, [&](int64_t k) { of_keys[k] |= 1u << (tile % 32); });
+      for_each_key(words, layout.keys, [&](int64_t k) { of_keys[k] |= 1u << bit; });
     }
   });
   return seen;
@@ -62,9 +63,7 @@ void order_keys(const PackedMaskLayout& layout, const uint32_t* packed, int64_t 
                 bool is_causal, int threads, int32_t* keys) {
   const uint32_t* rows = packed + mask_head * layout.rows * layout.row_words();
   const std::vector<uint32_t> seen = query_tiles_of_keys(layout, rows, len_q, is_causal, threads);
-  const auto span_of = [&](int64_t k) {
-    return query_tile_span(seen.data() + k, layout.keys, query_words(layout));
-  };
+  const auto span_of = [&](int64_t k) { return query_tile_span(seen.data() + k, layout.keys, query_words(layout)); };
   const CompactOrder order(layout);
   int32_t earlier[CompactOrder::kBins + 1] = {};  // keys of the bins before
   for (int64_t k = 0; k < layout.keys; ++k) {

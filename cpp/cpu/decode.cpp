@@ -53,9 +53,10 @@ class Decode {
         counts_(counts) {}
 
   void select(int64_t list, const SelectScratch& scratch) const;
-  void attend(int64_t unit, const Scratch& scratch) const;
+  void attend(int64_t index, const Scratch& scratch) const;
 
  private:
+  bool selects() const { return counts_ != nullptr; }
   // A causal query sees keys up to its position; others see all that are in use.
   int64_t key_limit(int64_t q, int64_t len_k) const {
     return p_.is_causal ? max_of<int64_t>(0, len_k - p_.len_q + q + 1) : len_k;
@@ -127,10 +128,10 @@ void Decode::load_queries(const Unit& unit, const Scratch& s) const {
 // Up to kTile keys from `next` on, in the list of a selection or among all keys, and their biases. Keys that the bias
 // hides are passed over.
 int64_t Decode::next_keys(const Unit& unit, int64_t& next, const Scratch& s) const {
-  const int64_t end = p_.keep > 0 ? counts_[unit.list] : unit.len_k;
+  const int64_t end = selects() ? counts_[unit.list] : unit.len_k;
   int64_t count = 0;
   for (; next < end && count < kTile; ++next) {
-    const int64_t k = p_.keep > 0 ? columns_[unit.list * p_.keep + next] : next;
+    const int64_t k = selects() ? columns_[unit.list * p_.keep + next] : next;
     if (unit.bias_row != nullptr) {
       char* source = const_cast<char*>(unit.bias_row) + k * dtype_size(p_.bias.dtype);
       float padded[16];
@@ -165,7 +166,7 @@ void Decode::step(const Unit& unit, int64_t count, const Scratch& s) const {
   const uint64_t all = count == kTile ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
   for (int64_t r = 0; r < unit.rows; ++r) {
     s.visible[r] = all;
-    if (!p_.is_causal || p_.keep > 0) continue;  // what was selected is seen
+    if (!p_.is_causal || selects()) continue;  // what was selected is seen
     const int64_t limit = key_limit(unit.first_query + r % unit.queries, unit.len_k);
     for (int64_t i = 0; i < count; ++i) {
       if (s.keys[i] >= limit) s.visible[r] &= ~(uint64_t{1} << i);

@@ -78,7 +78,7 @@ class QueryBlocks {
     // Large blocks read keys and values less often, small ones leave every thread a share. When queries are few
     // (decoding), a block holds more heads.
     const int64_t fit = (p.head_dim <= 128 ? 256 : 128) / max_of<int64_t>(tile_rows_, 1);
-    const int64_t share = threads_ == 1 ? fit : tiles / (4 * threads_);
+    const int64_t share = threads_ == 1 ? fit : tiles / (int64_t{4} * threads_);
     block_tiles_ = max_of<int64_t>(1, std::min({fit, share, head_tiles, QueryBlock::kMaxTiles}));
   }
 
@@ -87,7 +87,7 @@ class QueryBlocks {
 
   // One item a block.
   SequenceItems items() const {
-    return SequenceItems(p_, [&](const SequenceExtents& s) { return ceil_div(head_tiles(s.len_q), block_tiles_); });
+    return {p_, [&](const SequenceExtents& s) { return ceil_div(head_tiles(s.len_q), block_tiles_); }};
   }
 
   QueryBlock block(const SequenceItems::Item& item) const {

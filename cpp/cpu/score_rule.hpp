@@ -28,7 +28,8 @@ class Visibility {
   bool tile(const SequenceExtents& s, int64_t h, int64_t q_tile, int64_t k_tile) const {
     if (q_tile * kTile >= s.len_q || k_tile >= key_tiles(s, q_tile)) return false;
     if (slots_.spans != nullptr) return slot_tile(s, h, q_tile, k_tile);
-    return !has_mask_ || ((mask_.row_tile(s.batch, h, q_tile)[k_tile / 32] >> (k_tile % 32)) & 1u) != 0;
+    return !has_mask_ ||
+           ((mask_.row_tile(s.batch, static_cast<int32_t>(h), q_tile)[k_tile / 32] >> (k_tile % 32)) & 1u) != 0;
   }
 
   // Bit k of visible[r] = query q0 + r sees key k_tile * 64 + k.
@@ -38,7 +39,7 @@ class Visibility {
       const int64_t keys = key_limit(q0 + r, s.len_q, s.len_k, is_causal_) - k_tile * kTile;
       uint64_t word = keys >= kTile ? ~uint64_t{0} : keys <= 0 ? 0 : (uint64_t{1} << keys) - 1;
       if (has_mask_) {
-        const uint32_t* bits = mask_.row(s.batch, h, q0 + r) + k_tile * 2;
+        const uint32_t* bits = mask_.row(s.batch, static_cast<int32_t>(h), q0 + r) + k_tile * 2;
         word &= bits[0] | static_cast<uint64_t>(bits[1]) << 32;
       }
       visible[r] = word;

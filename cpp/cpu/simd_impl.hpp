@@ -1,7 +1,7 @@
 // Vectors of FDMA_SIMD_LANES floats through the compiler's vector extensions: loads and stores of the three float
 // dtypes, exponential and hyperbolic tangent. Included inside the namespace of an instruction set, once for each.
 
-inline constexpr int kLanes = FDMA_SIMD_LANES;
+inline constexpr int64_t kLanes = FDMA_SIMD_LANES;
 
 typedef float VecF __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
@@ -139,7 +139,7 @@ FDMA_SIMD VecF vmax(VecF a, VecF b) { return a > b ? a : b; }
 FDMA_SIMD float horizontal_max(VecF v) {
   float lane[kLanes];
   std::memcpy(lane, &v, sizeof(v));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
   }
   return lane[0];
@@ -148,7 +148,7 @@ FDMA_SIMD float horizontal_max(VecF v) {
 FDMA_SIMD float horizontal_sum(VecF v) {
   float lane[kLanes];
   std::memcpy(lane, &v, sizeof(v));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
   return lane[0];

@@ -179,7 +179,7 @@ void dot_rows(const TensorRows& a, const TensorRows& b, int64_t dim, float* sums
 // --- scores
 // ------------------------------------------------------------------------------------------------------------
 
-constexpr int kRowVectors = kTile / kLanes;
+constexpr int64_t kRowVectors = kTile / kLanes;
 
 // Lanes of vector i whose bit in `visible` is set.
 FDMA_SIMD VecU visible_lanes(uint64_t visible, int i) {
@@ -195,7 +195,7 @@ FDMA_SIMD void add_bias(const ScoreRule& rule, int64_t row, VecF* scores) {
   const T* bias = static_cast<const T*>(rule.bias) + row * rule.bias_row_stride;
   if (rule.bias_key_stride == 0) {
     T all[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) all[lane] = bias[0];
+    for (T& element : all) element = bias[0];
     const VecF b = load(all);
     for (int i = 0; i < kRowVectors; ++i) scores[i] += b;
   } else {

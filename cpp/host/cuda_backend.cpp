@@ -155,8 +155,8 @@ struct BackwardScratch {
       params.grad_query_sum = workspace.take<float>(elements);
       params.grad_query_elements = elements;
       if (problem.deterministic) {
-        // As many as smaller tiles would need: which kernels run depends on addresses that are not known when the size is
-        // asked for.
+        // As many as smaller tiles would need: which kernels run depends on addresses that are not known when the size
+        // is asked for.
         const int64_t counters = tiles * ceil_div(queries, 64) * problem.heads_q;
         params.tile_order = workspace.take<int32_t>(counters);
         order_bytes = static_cast<size_t>(counters) * sizeof(int32_t);
@@ -263,8 +263,8 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   params.tail = problem.has_scores() ? backward_tail(params, kernels, device, problem.deterministic) : TailSplit{};
   if (params.tail.any()) {
     params.tail_keys = sm90::kBackwardKeys;
-    params.tail_grads = workspace.take<float>(int64_t{2} * params.tail.parts * params.tail.tiles * params.tail_keys *
-                                              params.head_dim);
+    params.tail_grads =
+        workspace.take<float>(int64_t{2} * params.tail.parts * params.tail.tiles * params.tail_keys * params.head_dim);
   }
   if (workspace.counting()) return;
   if (!problem.has_scores()) return backward_without_scores(problem, stream);

@@ -9,12 +9,13 @@
 
 namespace fdma::cuda {
 
-// What the copy engine needs: something to copy; rows that start at multiples of 16 bytes and follow each other at a distance; no pages. A
-// bias has a row of its own for every query and the dtype of the query, or is one of slots.
+// What the copy engine needs: something to copy; rows that start at multiples of 16 bytes and follow each other at a
+// distance; no pages. A bias has a row of its own for every query and the dtype of the query, or is one of slots.
 inline bool hopper_serves(const AttentionParams& p, ElementType type) {
   const bool empty = p.batch == 0 || p.sequences.max_q == 0 || p.sequences.max_k == 0 ||
                      (p.sequences.varies() && (p.sequences.rows_q == 0 || p.sequences.rows_k == 0));
-  const bool rows = !empty && p.vector_rows && p.query.stride_row != 0 && p.key.stride_row != 0 && p.value.stride_row != 0;
+  const bool rows =
+      !empty && p.vector_rows && p.query.stride_row != 0 && p.key.stride_row != 0 && p.value.stride_row != 0;
   if (p.slots.spans != nullptr || p.bias.data == nullptr) return rows;
   return rows && p.bias.type == type && p.bias.vector_rows && p.bias.stride_key == 1 && p.bias.stride_row != 0;
 }
@@ -26,8 +27,8 @@ inline bool hopper_serves_forward(const ForwardParams& p, const AttentionKernels
   return kernels.forward_sm90 != nullptr && takes_hopper(device) && p.pages.table == nullptr &&
          hopper_serves(p, kernels.type);
 }
-// Tiles of queries, or of keys, that take equally long: without mask and bias, and with the same keys for all queries up to
-// a few.
+// Tiles of queries, or of keys, that take equally long: without mask and bias, and with the same keys for all queries
+// up to a few.
 inline bool has_equal_tiles(const AttentionParams& p) {
   const int64_t len_q = p.sequences.max_q, len_k = p.sequences.max_k;
   return !p.has_mask && p.slots.spans == nullptr && p.bias.data == nullptr && !p.sequences.varies() && len_q > 0 &&
@@ -45,7 +46,8 @@ inline TailSplit forward_tail(const ForwardParams& p, const AttentionKernels& ke
   return TailSplit::choose(tiles, device.multiprocessors,
                            ceil_div<int64_t>(p.sequences.max_k, tile.keys) / kFewestTiles);
 }
-// Without causality alone: walks of the first key tiles are longer. Deterministic mode adds in the order of whole tiles.
+// Without causality alone: walks of the first key tiles are longer. Deterministic mode adds in the order of whole
+// tiles.
 inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device,
                                bool deterministic) {
   if (kernels.backward_sm90 == nullptr || !sm90::has_backward(kernels.head_dim) || !takes_hopper(device) ||
@@ -60,8 +62,7 @@ inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& 
 
 // No softcap: its derivative would need the scores once more, and code for it in the main loop takes 3 % of the others'
 // speed. The gradient of the bias is stored by the copy engine, too.
-inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels,
-                                   const DeviceInfo& device) {
+inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
   const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
   return kernels.backward_sm90 != nullptr && sm90::has_backward(kernels.head_dim) && takes_hopper(device) &&

@@ -15,8 +15,8 @@ class ReorderedCall {
   // Backward: gradients of keys and values, and the sums of bias gradients, are those of the slots.
   void take_gradients(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace);
   // The blocks of backward start with the longest walks, where those are known. The tile is that of the main kernel.
-  virtual void order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace, int tile_slots,
-                            int tile_queries);
+  virtual void order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace,
+                            int tile_slots, int tile_queries);
 
   virtual void gather(const AttentionParams& params, cudaStream_t stream) const = 0;
   // Modes kKeys and kRows.

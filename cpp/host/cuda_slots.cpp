@@ -65,10 +65,11 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   view.bias_stride_batch = bias_params_.batch == 1 ? 0 : bias_params_.heads;
 }
 
-void SlotCall::order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace, int tile_slots,
-                            int tile_queries) {
-  // Blocks in their own order walk the same queries at a time, which L2 serves: with 16384 keys the kernel took 2.31 ms in
-  // that order and 2.44 in this one on an H100. In long lists the lengths of walks differ by more than that is worth.
+void SlotCall::order_blocks(const BackwardProblem& problem, BackwardParams& params, Workspace& workspace,
+                            int tile_slots, int tile_queries) {
+  // Blocks in their own order walk the same queries at a time, which L2 serves: with 16384 keys the kernel took 2.31 ms
+  // in that order and 2.44 in this one on an H100. In long lists the lengths of walks differ by more than that is
+  // worth.
   constexpr int32_t kManySlots = 32768;
   // Sums in a fixed order need blocks in one, too. A grid takes 65535 batches, and more are several grids.
   constexpr int32_t kMaxGrid = 65535;

@@ -27,12 +27,12 @@ const DtypeEntry* find(fdma_dtype dtype) {
 
 int64_t dtype_size(fdma_dtype dtype) {
   const DtypeEntry* entry = find(dtype);
-  return entry ? entry->size : 0;
+  return entry != nullptr ? entry->size : 0;
 }
 
 std::string dtype_name(fdma_dtype dtype) {
   const DtypeEntry* entry = find(dtype);
-  return entry ? entry->name : "unknown dtype " + std::to_string(static_cast<int>(dtype));
+  return entry != nullptr ? entry->name : "unknown dtype " + std::to_string(static_cast<int>(dtype));
 }
 
 bool DtypeSet::contains(fdma_dtype dtype) const { return find(dtype) != nullptr && ((bits_ >> dtype) & 1u) != 0; }

@@ -48,7 +48,7 @@ class SelectChecker {
   bool check_form() {
     const bool interval = params_.end.rank != 0, bits = params_.packed_mask.rank != 0;
     const bool columns = params_.columns.rank != 0 || params_.counts.rank != 0;
-    if (interval + bits + columns == 1) return true;
+    if ((interval ? 1 : 0) + (bits ? 1 : 0) + (columns ? 1 : 0) == 1) return true;
     std::string given;
     const auto add = [&](const fdma_tensor& tensor, const char* name) {
       if (tensor.rank != 0) given += concat(" ", name);

@@ -1,5 +1,5 @@
-// Puts the parts of split rows together (decode, the tail of forward: a block a row, each warp a share of the parts), and
-// the gradients of split key tiles.
+// Puts the parts of split rows together (decode, the tail of forward: a block a row, each warp a share of the parts),
+// and the gradients of split key tiles.
 #include "kernels/core/launch.cuh"
 #include "kernels/core/numeric.cuh"
 #include "kernels/launchers.hpp"

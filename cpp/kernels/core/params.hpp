@@ -85,15 +85,15 @@ struct PageView {
 struct ForwardParams : AttentionParams {
   PageView pages;
   TensorView out;
-  float* lse = nullptr;     // or null
-  bool vector_out = false;  // every row of out starts at a multiple of 16 bytes
+  float* lse = nullptr;             // or null
+  bool vector_out = false;          // every row of out starts at a multiple of 16 bytes
   int32_t* work_counter = nullptr;  // scratch, one number: kernels whose blocks stay take query tiles from it; or null
   TailSplit tail;                   // of their query tiles
   SplitParts tail_parts;            // scratch, of the rows of those tiles
 };
 
-// Parts of rows to put together. Row r of the parts is row r % tile_rows of query tile first_tile + r / tile_rows of the
-// queue.
+// Parts of rows to put together. Row r of the parts is row r % tile_rows of query tile first_tile + r / tile_rows of
+// the queue.
 struct CombineParams {
   SplitParts parts;
   int32_t count = 1;  // parts
@@ -137,11 +137,11 @@ struct BackwardParams : AttentionParams {
   int64_t stats_stride_head = 0;    // rows of all tiles
   float* grad_query_sum = nullptr;  // scratch, fp32 sums of dQ in accumulator order; see sm80/bwd_query_sum.cuh
   int64_t grad_query_elements = 0;  // of them, a multiple of 4
-  int32_t* tile_order = nullptr;  // scratch, a counter a query tile and head: key tiles added, deterministic mode only
+  int32_t* tile_order = nullptr;   // scratch, a counter a query tile and head: key tiles added, deterministic mode only
   int32_t* block_order = nullptr;  // scratch, see BlockOrderParams; null: blocks run as they are numbered
 
-  TailSplit tail;  // of the key tiles of Hopper's kernel, in the order (batch, kv head, key tile)
-  int32_t tail_keys = 1;  // of such a tile
+  TailSplit tail;               // of the key tiles of Hopper's kernel, in the order (batch, kv head, key tile)
+  int32_t tail_keys = 1;        // of such a tile
   float* tail_grads = nullptr;  // scratch (parts, tiles, 2, keys of a tile, head_dim): dK and dV of them
 
   FDMA_HOST_DEVICE float2* stats(int64_t first_tile, int64_t h) const {

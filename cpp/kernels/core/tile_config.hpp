@@ -8,7 +8,7 @@ namespace fdma {
 // How a kernel reads the bias.
 enum class BiasForm {
   kNone,
-  kSame,  // the dtype of the query, staged as it is
+  kSame,   // the dtype of the query, staged as it is
   kFloat,  // any dtype, staged as fp32
   kSlots   // one fp32 value a key, beside the positions that see the key: keys chosen by a mask, see policy/slots.hpp
 };

@@ -6,9 +6,9 @@
 // tiles are (simulated; L 32768: 16 %, 65536: 9 %). So keys, values, biases and the bits of the mask are brought into
 // such an order, and the call runs on them as on any other mask.
 //
-// The order is that of slots (policy/slots.hpp) at the grain of query tiles: by epochs of kCompactEpoch keys in the order
-// in which query tiles first see them, inside an epoch by the last query tile that does. Keys that no query sees come
-// last. It is used where it leaves enough fewer live tiles; otherwise keys stay in their natural order, which is
+// The order is that of slots (policy/slots.hpp) at the grain of query tiles: by epochs of kCompactEpoch keys in the
+// order in which query tiles first see them, inside an epoch by the last query tile that does. Keys that no query sees
+// come last. It is used where it leaves enough fewer live tiles; otherwise keys stay in their natural order, which is
 // decided where the mask is: the host does not wait for it.
 #pragma once
 

@@ -77,8 +77,8 @@ FDMA_DEVICE void apply_key_limit(float (&acc)[kM][kN][4], int row0, int col0, in
   }
 }
 
-// Hides the scores of row (i, half) in the block columns of one word of a packed mask whose bit is zero. `mine`: the word,
-// shifted to the thread's first column, so that every bit index is a constant.
+// Hides the scores of row (i, half) in the block columns of one word of a packed mask whose bit is zero. `mine`: the
+// word, shifted to the thread's first column, so that every bit index is a constant.
 template <int kM, int kN>
 FDMA_DEVICE void apply_mask_word(float (&acc)[kM][kN][4], int i, int half, int word, uint32_t mine) {
 #pragma unroll

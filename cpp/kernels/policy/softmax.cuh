@@ -36,8 +36,8 @@ struct OnlineSoftmax {
     if (advance(x)) rescale(out);
   }
 
-  // As step, for kernels whose `out` is being added to meanwhile: when the result is true (for the whole warp), what was
-  // summed with earlier weights needs `rescale` before the new weights are.
+  // As step, for kernels whose `out` is being added to meanwhile: when the result is true (for the whole warp), what
+  // was summed with earlier weights needs `rescale` before the new weights are.
   template <int kN>
   FDMA_DEVICE bool advance(float (&x)[kM][kN][4]) {
     float maximum[kM][2];

@@ -1,8 +1,8 @@
 // The query tiles of a call in the order in which blocks take them, and how the last of them are cut into parts.
 //
-// Tiles that take equally long leave SMs idle in the last round: 2048 tiles on 132 SMs take 16 rounds for 15.5 rounds of
-// work. So the tiles of that round are cut along their keys (forward) or queries (backward), and a kernel of its own puts
-// the parts together, in a fixed order.
+// Tiles that take equally long leave SMs idle in the last round: 2048 tiles on 132 SMs take 16 rounds for 15.5 rounds
+// of work. So the tiles of that round are cut along their keys (forward) or queries (backward), and a kernel of its own
+// puts the parts together, in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace fdma {
 struct TileQueue {
   int32_t heads = 1;  // of all batch entries
   int32_t tiles_per_head = 1;
-  int32_t section = 1;  // heads
+  int32_t section = 1;    // heads
   bool reversed = false;  // the last tile of a head comes first
 
   struct Place {

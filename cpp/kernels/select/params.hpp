@@ -139,10 +139,10 @@ struct CompactParams {
   int32_t* keys = nullptr;         // [list][keys]: of each slot
   int32_t* slot_of_key = nullptr;  // [list][keys]
   // Scratch.
-  uint32_t* seen = nullptr;  // [list][query words][row_words * 32]: the query tiles that see each key
-  int32_t* bins = nullptr;   // [list][CompactOrder::kBins]
-  uint64_t* places[2] = {};  // [list][keys]
-  int32_t* order[2] = {};    // [list][keys]
+  uint32_t* seen = nullptr;              // [list][query words][row_words * 32]: the query tiles that see each key
+  int32_t* bins = nullptr;               // [list][CompactOrder::kBins]
+  uint64_t* places[2] = {};              // [list][keys]
+  int32_t* order[2] = {};                // [list][keys]
   uint32_t* natural_live = nullptr;      // [list][query words][tiles()]: the query tiles that see each tile of slots
   uint32_t* ordered_live = nullptr;      // the same
   unsigned long long* counts = nullptr;  // [list][2]: live tiles, natural and ordered

@@ -196,8 +196,7 @@ class ThresholdSearch {
     } else if (interpolations_ > 0) {
       --interpolations_;
       const float low = Element<T>::to_float(K::value_of(low_)), high = Element<T>::to_float(K::value_of(high_));
-      const float share =
-          (static_cast<float>(at_low_ - keep_) + 0.5f) / static_cast<float>(at_low_ - at_high_);
+      const float share = (static_cast<float>(at_low_ - keep_) + 0.5f) / static_cast<float>(at_low_ - at_high_);
       result = K::ordinal_of(Element<T>::from_float(fmaf(high - low, share, low)));
     } else {
       result = middle();
@@ -303,12 +302,10 @@ class Row {
     if (p_.vector_rows && p_.key_mask == nullptr) {
       for_whole_passes([&](int pass) { keys_[pass].load(source_ + k + pass * kPassKeys); });
     } else {
-      for_whole_passes([&](int pass) {
-        keys_[pass] = load_one_by_one(p_, source_, mask_row_, k + pass * kPassKeys, limit_);
-      });
+      for_whole_passes(
+          [&](int pass) { keys_[pass] = load_one_by_one(p_, source_, mask_row_, k + pass * kPassKeys, limit_); });
     }
-    cut_ = load_one_by_one(p_, source_, mask_row_, k + whole_ * kPassKeys,
-                           whole_ < kPasses ? limit_ : 0);
+    cut_ = load_one_by_one(p_, source_, mask_row_, k + whole_ * kPassKeys, whole_ < kPasses ? limit_ : 0);
   }
 
   template <typename Use>

@@ -97,8 +97,8 @@ struct BackwardBlock {
         static_cast<int>(first_query_of_key(k(), sequence.len_q, sequence.len_k, p.is_causal)) / Traits::kQueries;
     if (k() >= sequence.len_k) first_tile = tile_count;
     if constexpr (Traits::kSlots) {
-      const QueryTiles tiles = query_tiles(tile_summary<Traits::kKeys>(slot_groups(), n), p.slots.shift, sequence.len_q,
-                                           Traits::kQueries);
+      const QueryTiles tiles =
+          query_tiles(tile_summary<Traits::kKeys>(slot_groups(), n), p.slots.shift, sequence.len_q, Traits::kQueries);
       first_tile = tiles.first;
       tile_count = tiles.end;
     }

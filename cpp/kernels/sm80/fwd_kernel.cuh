@@ -47,7 +47,7 @@ struct ForwardTraits {
 // Where a block works. A tile of slots may have several heads, see PackedHeads.
 template <typename Traits>
 struct ForwardBlock {
-  int b, h, kv_head, q;      // batch, first query head, its kv head, first query row
+  int b, h, kv_head, q;  // batch, first query head, its kv head, first query row
   PackedHeads packed;
   const Sequence& sequence;  // in shared memory
 
@@ -151,7 +151,8 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
     const SlotView& slots = p.slots;
     const SpanSummary* groups = slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup);
     const int first = row0 + slots.shift;
-    const bool partial = !tile_summary<Traits::kKeys>(groups, n).all(first, first + block.packed.position(Traits::kWarpRows - 1));
+    const bool partial =
+        !tile_summary<Traits::kKeys>(groups, n).all(first, first + block.packed.position(Traits::kWarpRows - 1));
     return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, first, 0, partial, lane, block.packed);
   }
   const int col0 = n * Traits::kKeys;
@@ -248,8 +249,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kTile.ctas_per_sm)
   LiveTiles<Traits> live(p, block);
   const int key_tiles = Traits::kSlots
                             ? ceil_div(p.slots.used_slots(p.slots.list(block.b, block.kv_head)), Traits::kKeys)
-                            : static_cast<int>(key_tile_count(block.q_end(), block.sequence.len_q,
-                                                              block.sequence.len_k, p.is_causal, Traits::kKeys));
+                            : static_cast<int>(key_tile_count(block.q_end(), block.sequence.len_q, block.sequence.len_k,
+                                                              p.is_causal, Traits::kKeys));
   int n = key_tiles - 1;
   n = live.next(n);
 

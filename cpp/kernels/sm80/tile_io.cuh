@@ -48,9 +48,7 @@ struct RowStride {
   FDMA_DEVICE RowStride(int64_t stride_row) : stride(stride_row), stride_head(0) {}  // NOLINT: a plain stride is one
   FDMA_DEVICE RowStride(const TensorView& view, PackedHeads heads)
       : stride(view.stride_row), stride_head(view.stride_head), packed(heads) {}
-  FDMA_DEVICE int64_t offset(int row) const {
-    return packed.position(row) * stride + packed.head(row) * stride_head;
-  }
+  FDMA_DEVICE int64_t offset(int row) const { return packed.position(row) * stride + packed.head(row) * stride_head; }
   // Over `rows` rows, a multiple of the heads at a position.
   FDMA_DEVICE int64_t step(int rows) const { return packed.position(rows) * stride; }
 };

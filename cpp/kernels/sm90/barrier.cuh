@@ -1,4 +1,5 @@
-// Barriers of Hopper: mbarriers in shared memory, which count arrivals and bytes of the copy engine, and named barriers.
+// Barriers of Hopper: mbarriers in shared memory, which count arrivals and bytes of the copy engine, and named
+// barriers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -65,8 +66,8 @@ struct RingPosition {
   }
 };
 
-// How many arrivals a warp makes at the end of its use of a buffer. One lane arrives for the warp; racecheck, which takes
-// no such arrival for what orders the other lanes, gets a build in which every lane does.
+// How many arrivals a warp makes at the end of its use of a buffer. One lane arrives for the warp; racecheck, which
+// takes no such arrival for what orders the other lanes, gets a build in which every lane does.
 #ifdef FDMA_EVERY_LANE_ARRIVES
 inline constexpr int kWarpArrivals = 32;
 #else

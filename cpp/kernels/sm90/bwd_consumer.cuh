@@ -2,8 +2,8 @@
 // computed transposed, keys along the rows, so that P^T and dS^T are operands of the next products as they lie in
 // registers; only dS crosses shared memory, for dQ = dS K.
 //
-// One query tile: S^T = K Q^T | dP^T = V dO^T | P^T | dS^T | dV += P^T dO | dS to shared memory, barrier of both groups |
-// dQ = dS K | dK += dS^T Q | dQ to its scratch while dK runs.
+// One query tile: S^T = K Q^T | dP^T = V dO^T | P^T | dS^T | dV += P^T dO | dS to shared memory, barrier of both groups
+// | dQ = dS K | dK += dS^T Q | dQ to its scratch while dK runs.
 #pragma once
 
 #include "kernels/policy/mask.cuh"
@@ -113,7 +113,7 @@ class BackwardConsumer {
     multiply<T, Traits::kQueries / 16>(grad_value, weight_operand, grad_out_cols_, grad_out_offset);
     commit_products();
 
-    if (lane_ == 0) wait_stores_read<0>();              // what this lane stored a step ago has left shared memory
+    if (lane_ == 0) wait_stores_read<0>();            // what this lane stored a step ago has left shared memory
     if (Traits::kScoreStages == 1) sync_consumers();  // nobody still reads the previous dS
     const int score_offset = score_stage_ * Traits::ScoreTile::kBytes;
     store_transposed(shared_.base + Traits::kScoreOffset + score_offset + group_ * Traits::ScoreTile::kBlockBytes,
@@ -155,8 +155,8 @@ class BackwardConsumer {
     }
     if constexpr (Traits::kBiased) {
       shared_.biases().wait_full(bias_at_);
-      add_transposed_bias<T>(
-          x, shared_.base + Traits::kBiasOffset + group_ * Traits::ScoreTile::kBlockBytes, warp_, lane_);
+      add_transposed_bias<T>(x, shared_.base + Traits::kBiasOffset + group_ * Traits::ScoreTile::kBlockBytes, warp_,
+                             lane_);
       release(shared_.biases(), bias_at_);
     }
     const int q = m * Traits::kQueries;
@@ -217,9 +217,8 @@ class BackwardConsumer {
           }
         }
         key_sums_[half] = 0.f;
-        slot_bias_[half] = next >= 0 && slots.bias != nullptr
-                               ? slots.bias[slots.bias_row(block_.b, next) * slots.slots + slot]
-                               : 0.f;
+        slot_bias_[half] =
+            next >= 0 && slots.bias != nullptr ? slots.bias[slots.bias_row(block_.b, next) * slots.slots + slot] : 0.f;
       }
     }
   }

@@ -1,6 +1,6 @@
-// Backward on Hopper. A block owns 128 keys of one kv head and walks the query tiles of the group's heads; a producer warp
-// brings them, two warpgroups of consumers compute, and two warps that are left clear the gradient of the bias where the
-// walk does not come by.
+// Backward on Hopper. A block owns 128 keys of one kv head and walks the query tiles of the group's heads; a producer
+// warp brings them, two warpgroups of consumers compute, and two warps that are left clear the gradient of the bias
+// where the walk does not come by.
 #pragma once
 
 #include "kernels/sm90/bwd_consumer.cuh"

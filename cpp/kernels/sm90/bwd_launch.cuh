@@ -24,8 +24,9 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
     if (p.bias_grad == BiasGradMode::kScores) {
       const int64_t head = int64_t{p.bias_rows} * p.bias_keys;
       const TensorView view{p.grad_bias, p.bias_heads * head, p.bias_keys, head};
-      described = described && make_tensor_map(launch.grad_bias, view, type,
-                                               {p.bias_keys, p.bias_rows, p.bias_heads, p.bias_batch}, Traits::kQueries);
+      described =
+          described && make_tensor_map(launch.grad_bias, view, type,
+                                       {p.bias_keys, p.bias_rows, p.bias_heads, p.bias_batch}, Traits::kQueries);
     }
   }
   if (!described) return cudaErrorInvalidValue;
@@ -37,8 +38,8 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
     return error != cudaSuccess ? error : launch_combine_gradients(p, type, stream);
   }
   launch.tail = {};
-  return launch_over_heads<backward_kernel<Traits>>(tiles, p.heads_kv, Traits::kThreads, Traits::kSharedBytes,
-                                                    stream, launch);
+  return launch_over_heads<backward_kernel<Traits>>(tiles, p.heads_kv, Traits::kThreads, Traits::kSharedBytes, stream,
+                                                    launch);
 }
 
 // Not called for head dims without has_backward.

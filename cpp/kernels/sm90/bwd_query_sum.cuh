@@ -1,5 +1,5 @@
-// The fp32 scratch in which blocks add up dQ, in the order in which warps hold it: what a warp adds in one step is one run
-// of bytes for the copy engine. The finishing kernel reads with the same map.
+// The fp32 scratch in which blocks add up dQ, in the order in which warps hold it: what a warp adds in one step is one
+// run of bytes for the copy engine. The finishing kernel reads with the same map.
 #pragma once
 
 #include "kernels/sm90/tile_config.hpp"

@@ -34,7 +34,8 @@ struct BackwardTraits {
   static constexpr int kMaskWords = kKeys / 32;
   // Clearing what the walk leaves out of a bias gradient takes registers, too.
   static constexpr int kProducerRegisters = kBiased ? 40 : 24, kConsumerRegisters = kBiased ? 232 : 240;
-  static constexpr bool kKeepsSpans = kSlots && kQueries == 64;  // in registers, of which wider tiles have none to spare
+  static constexpr bool kKeepsSpans =
+      kSlots && kQueries == 64;  // in registers, of which wider tiles have none to spare
   static constexpr bool kSplits = kBias == BiasForm::kNone;
   using Sum = sm90::QuerySum<kHeadDim>;
 

@@ -15,7 +15,8 @@ inline bool map_queries(TensorMap& target, const AttentionParams& p, const Tenso
 inline bool map_keys(TensorMap& target, const AttentionParams& p, const TensorView& view, ElementType type,
                      int box_rows) {
   const SequenceView& s = p.sequences;
-  return make_tensor_map(target, view, type, {p.head_dim, s.varies() ? s.rows_k : s.max_k, p.heads_kv, p.batch}, box_rows);
+  return make_tensor_map(target, view, type, {p.head_dim, s.varies() ? s.rows_k : s.max_k, p.heads_kv, p.batch},
+                         box_rows);
 }
 inline bool map_bias(TensorMap& target, const AttentionParams& p, ElementType type, int box_rows) {
   const TensorView view{const_cast<void*>(p.bias.data), p.bias.stride_batch, p.bias.stride_row, p.bias.stride_head};

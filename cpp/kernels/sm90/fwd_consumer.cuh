@@ -197,15 +197,15 @@ class ForwardConsumer {
     }
   }
 
-  // Rows of V behind the last key of a sequence are those of another, or nobody's: a weight of zero does not make up for
-  // a NaN there. The tile with the end is the first that is visited.
+  // Rows of V behind the last key of a sequence are those of another, or nobody's: a weight of zero does not make up
+  // for a NaN there. The tile with the end is the first that is visited.
   FDMA_DEVICE void clear_values_behind(const Work& work, int n) const {
     if (Traits::kSlots || !p_.sequences.varies()) return;
     const int valid = work.sequence.len_k - n * Traits::kKeys;
     if (valid >= Traits::kKeys) return;
     shared_.values().wait_full(value_at_);
-    clear_rows<typename Traits::KeyTile, Traits::kConsumers>(shared_.base + Traits::kValueOffset + value_offset(), valid,
-                                                             threadIdx.x - kGroupThreads);
+    clear_rows<typename Traits::KeyTile, Traits::kConsumers>(shared_.base + Traits::kValueOffset + value_offset(),
+                                                             valid, threadIdx.x - kGroupThreads);
     publish_shared();
     sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers);
   }

@@ -1,5 +1,5 @@
-// Forward on Hopper: wgmma, the copy engine, and warps with roles. A block is one producer, which brings tiles to shared
-// memory, and two or three warpgroups of consumers. Blocks stay for as long as the queue has query tiles.
+// Forward on Hopper: wgmma, the copy engine, and warps with roles. A block is one producer, which brings tiles to
+// shared memory, and two or three warpgroups of consumers. Blocks stay for as long as the queue has query tiles.
 #pragma once
 
 #include "kernels/sm90/fwd_consumer.cuh"
@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) forward_kernel(const __gr
   if constexpr (Traits::kSlots) {  // without a bias nobody writes there
     if (launch.params.slots.bias == nullptr) {
       for (int i = threadIdx.x; i < Traits::kStages * Traits::kKeys / 4; i += Traits::kThreads) {
-        sm80::store_shared_16(shared.slots(i / (Traits::kKeys / 4)) + Traits::Slots::kSpanBytes +
-                                  i % (Traits::kKeys / 4) * 16,
-                              make_uint4(0, 0, 0, 0));
+        sm80::store_shared_16(
+            shared.slots(i / (Traits::kKeys / 4)) + Traits::Slots::kSpanBytes + i % (Traits::kKeys / 4) * 16,
+            make_uint4(0, 0, 0, 0));
       }
     }
   }

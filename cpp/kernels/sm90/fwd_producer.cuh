@@ -154,7 +154,8 @@ class ForwardProducer {
     query_at_.advance();
   }
 
-  // K of the walk's tile, with the note and, for slots, what is in the mask and the bias; or the note that there is none.
+  // K of the walk's tile, with the note and, for slots, what is in the mask and the bias; or the note that there is
+  // none.
   FDMA_DEVICE void load_key(const Work& work, int kv_head, const KeyWalk<Traits>& walk) {
     const Ring<kStages> ring = shared_.keys();
     const KeyNote note = walk.note();

@@ -25,8 +25,8 @@ struct ForwardLaunch {
 
 // A query tile, as the producer hands it to the consumers.
 struct Work {
-  int b, h, q;  // first head, first query row; q = -1: there is no more work
-  int part;     // of a split tile, or -1
+  int b, h, q;   // first head, first query row; q = -1: there is no more work
+  int part;      // of a split tile, or -1
   int part_row;  // of the tile's first row among those of split tiles
   Sequence sequence;
 };
@@ -37,7 +37,8 @@ struct KeyNote {
   int last_begin, first_end;  // slots: positions in between see all of the tile
 };
 
-// `kCapped_`: with a softcap, whose code would take a third of the main loop's instructions, and their cache, from the others.
+// `kCapped_`: with a softcap, whose code would take a third of the main loop's instructions, and their cache, from the
+// others.
 template <typename T_, int kHeadDim_, bool kMasked_, BiasForm kBias_, bool kCapped_>
 struct ForwardTraits {
   using T = T_;

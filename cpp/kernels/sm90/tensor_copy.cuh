@@ -36,10 +36,9 @@ FDMA_DEVICE void load_blocks(const TensorMap& map, uint32_t smem, Barrier barrie
 
 // Both addresses and `bytes` are multiples of 16.
 FDMA_DEVICE void load_bytes(uint32_t smem, const void* source, int bytes, Barrier barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem),
-      "l"(source), "r"(bytes), "r"(barrier.address)
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem),
+               "l"(source), "r"(bytes), "r"(barrier.address)
+               : "memory");
 }
 
 // Stores, and fp32 additions, of this thread. Shared memory is published before.

@@ -16,9 +16,8 @@ EncodeFunction encode_function() {
     cudaDriverEntryPointQueryResult result{};
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<EncodeFunction>(address)
-               : nullptr;
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeFunction>(address)
+                                                                         : nullptr;
   }();
   return function;
 }
@@ -37,8 +36,8 @@ bool make_tensor_map(TensorMap& target, const TensorView& view, ElementType type
     return elements != 0 ? static_cast<cuuint64_t>(elements) * kBytes : kAnyStride;
   };
   cuuint64_t shape[4] = {static_cast<cuuint64_t>(extents.cols), static_cast<cuuint64_t>(extents.rows),
-                               static_cast<cuuint64_t>(target.head_step != 0 ? extents.heads : 1),
-                               static_cast<cuuint64_t>(target.batch_step != 0 ? extents.batch : 1)};
+                         static_cast<cuuint64_t>(target.head_step != 0 ? extents.heads : 1),
+                         static_cast<cuuint64_t>(target.batch_step != 0 ? extents.batch : 1)};
   cuuint64_t strides[3] = {stride(view.stride_row), stride(view.stride_head), stride(view.stride_batch)};
   cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(box_heads), 1};
   if (box_heads > 1) std::swap(shape[1], shape[2]), std::swap(strides[0], strides[1]), std::swap(box[1], box[2]);

@@ -67,7 +67,8 @@ FDMA_DEVICE void store_float_row(const float (&acc)[1][kNO][4], int half, float*
 #pragma unroll
   for (int j = 0; j < kNO; ++j) {
     const int col = 8 * j + 2 * (lane % 4);
-    if (col < cols) *reinterpret_cast<float2*>(target + col) = make_float2(acc[0][j][2 * half], acc[0][j][2 * half + 1]);
+    if (col < cols)
+      *reinterpret_cast<float2*>(target + col) = make_float2(acc[0][j][2 * half], acc[0][j][2 * half + 1]);
   }
 }
 

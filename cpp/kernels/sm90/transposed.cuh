@@ -1,5 +1,5 @@
-// Policies on transposed score tiles: keys along the rows, queries along the columns. Thread `lane` of a warp has the keys
-// lane / 4 and 8 further down of the warp's 16, and of every 8 queries the two at 2 (lane % 4).
+// Policies on transposed score tiles: keys along the rows, queries along the columns. Thread `lane` of a warp has the
+// keys lane / 4 and 8 further down of the warp's 16, and of every 8 queries the two at 2 (lane % 4).
 #pragma once
 
 #include "kernels/core/numeric.cuh"
@@ -9,8 +9,8 @@
 
 namespace fdma::sm90 {
 
-// Where a lane points for 16 keys of a warp and 16 queries in a block of 64 keys of a tile (query rows, 128 bytes each):
-// ldmatrix and stmatrix with .trans then have matrices in the order in which an operand has its registers.
+// Where a lane points for 16 keys of a warp and 16 queries in a block of 64 keys of a tile (query rows, 128 bytes
+// each): ldmatrix and stmatrix with .trans then have matrices in the order in which an operand has its registers.
 FDMA_DEVICE uint32_t transposed_address(uint32_t block, int warp, int lane) {
   const int row = lane % 8, matrix = lane / 8;
   return block + (8 * (matrix / 2) + row) * 128 + (((warp * 2 + matrix % 2) ^ row) << 4);
@@ -56,8 +56,8 @@ FDMA_DEVICE void scale_and_shift(float (&x)[1][kN][4], float factor, const float
   }
 }
 
-// Hides the scores whose bit is zero. `words`: the word with the warp's first key, of the first query, in shared memory;
-// queries are 16 bytes apart; `bit`: of the first key in it, 0 or 16.
+// Hides the scores whose bit is zero. `words`: the word with the warp's first key, of the first query, in shared
+// memory; queries are 16 bytes apart; `bit`: of the first key in it, 0 or 16.
 template <int kN>
 FDMA_DEVICE void apply_transposed_mask(float (&x)[1][kN][4], uint32_t words, int bit, int lane) {
   const uint32_t address = words + lane % 4 * 2 * 16;
@@ -76,7 +76,8 @@ FDMA_DEVICE void apply_transposed_mask(float (&x)[1][kN][4], uint32_t words, int
 // Hides the scores at positions outside the span of their key. `first`: position of the first query.
 template <int kN>
 FDMA_DEVICE void apply_transposed_spans(float (&x)[1][kN][4], const Span (&spans)[2], int first, int lane) {
-  const bool all = max_of(spans[0].begin, spans[1].begin) <= first && min_of(spans[0].end, spans[1].end) >= first + kN * 8;
+  const bool all =
+      max_of(spans[0].begin, spans[1].begin) <= first && min_of(spans[0].end, spans[1].end) >= first + kN * 8;
   if (__all_sync(0xffffffffu, all)) return;
 #pragma unroll
   for (int j = 0; j < kN; ++j) {

@@ -1,8 +1,8 @@
-// Hopper's matrix instruction, wgmma: a warpgroup (128 threads) multiplies an operand of 64 rows, in shared memory or in
-// registers, by one in shared memory. Through CuTe's atoms; the descriptors of operands are made here.
+// Hopper's matrix instruction, wgmma: a warpgroup (128 threads) multiplies an operand of 64 rows, in shared memory or
+// in registers, by one in shared memory. Through CuTe's atoms; the descriptors of operands are made here.
 //
-// The accumulator of 64 rows is float acc[1][kN][4] in each thread: warp w of the group has rows 16 w to 16 w + 15 in the
-// pattern of mma.sync (sm80/atoms.cuh), so all policies on accumulators serve it as they are.
+// The accumulator of 64 rows is float acc[1][kN][4] in each thread: warp w of the group has rows 16 w to 16 w + 15 in
+// the pattern of mma.sync (sm80/atoms.cuh), so all policies on accumulators serve it as they are.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -67,12 +67,12 @@ using cute::SM90::GMMA::Major;
 // The instructions that are used, by dtype and columns.
 template <typename T, int kCols>
 struct Instruction;
-#define FDMA_WGMMA_INSTRUCTION(T, name, cols)                                 \
-  template <>                                                                 \
-  struct Instruction<T, cols> {                                               \
-    template <Major a, Major b>                                               \
-    using Shared = cute::SM90::GMMA::MMA_64x##cols##x16_F32##name##_SS<a, b>; \
-    template <Major b>                                                        \
+#define FDMA_WGMMA_INSTRUCTION(T, name, cols)                                           \
+  template <>                                                                           \
+  struct Instruction<T, cols> {                                                         \
+    template <Major a, Major b>                                                         \
+    using Shared = cute::SM90::GMMA::MMA_64x##cols##x16_F32##name##_SS<a, b>;           \
+    template <Major b>                                                                  \
     using Registers = cute::SM90::GMMA::MMA_64x##cols##x16_F32##name##_RS<Major::K, b>; \
   };
 FDMA_WGMMA_INSTRUCTION(half_t, F16F16, 64)

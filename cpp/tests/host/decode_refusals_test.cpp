@@ -103,7 +103,10 @@ const Row kArguments[] = {
     {"BiasKeys", [](DecodeCall& c) { c.params.bias.tensor.shape[2] = 1; }, FDMA_INVALID_SHAPE,
      "bias.tensor.shape is (2, 2, 1); accepted: ({B|1}, {H|H_kv|1}, Lk), or 4, ({B|1}, {H|H_kv|1}, 1, Lk) with B = 2, "
      "H = 4, H_kv = 2, Lk = 5"},
-    {"BiasOfQueries", [](DecodeCall& c) { c.params.bias.tensor = c.memory.tensor(FDMA_FLOAT32, {kB, kH, kLq, kLk}); },
+    {"BiasOfQueries",
+     [](DecodeCall& c) {
+       c.params.bias.tensor = c.memory.tensor(FDMA_FLOAT32, {kB, kH, kLq, kLk});
+     },
      FDMA_INVALID_SHAPE,
      "bias.tensor.shape is (2, 4, 3, 5); accepted: ({B|1}, {H|H_kv|1}, Lk), or 4, ({B|1}, {H|H_kv|1}, 1, Lk) with "
      "B = 2, H = 4, H_kv = 2, Lk = 5"},
@@ -124,7 +127,10 @@ const Row kArguments[] = {
      "is_causal is 2; accepted: 0 or 1"},
     {"Softcap", [](DecodeCall& c) { c.params.softcap = -1; }, FDMA_INVALID_ARGUMENT,
      "softcap is -1; accepted: 0 (off) or a positive finite value"},
-    {"LengthsRank", [](DecodeCall& c) { c.params.seqlens_k = c.memory.tensor(FDMA_INT32, {kB, 1}); },
+    {"LengthsRank",
+     [](DecodeCall& c) {
+       c.params.seqlens_k = c.memory.tensor(FDMA_INT32, {kB, 1});
+     },
      FDMA_INVALID_SHAPE, "seqlens_k.rank is 2; accepted: 1, (B,)"},
     {"LengthsShape", [](DecodeCall& c) { c.params.seqlens_k.shape[0] = 3; }, FDMA_INVALID_SHAPE,
      "seqlens_k.shape is (3,); accepted: (B,) = (2,)"},
@@ -138,8 +144,11 @@ const Row kArguments[] = {
      "seqlens_k[0] is -1; accepted: 0 to Lk = 5"},
     {"OutShape", [](DecodeCall& c) { c.params.out.shape[1] = 2; }, FDMA_INVALID_SHAPE,
      "out.shape is (2, 2, 4, 16); accepted: (B, Lq, H, D) = (2, 3, 4, 16)"},
-    {"LseShape", [](DecodeCall& c) { c.params.lse = c.memory.tensor(FDMA_FLOAT32, {kB, kLq, kH}); }, FDMA_INVALID_SHAPE,
-     "lse.shape is (2, 3, 4); accepted: (B, H, Lq) = (2, 4, 3)"},
+    {"LseShape",
+     [](DecodeCall& c) {
+       c.params.lse = c.memory.tensor(FDMA_FLOAT32, {kB, kLq, kH});
+     },
+     FDMA_INVALID_SHAPE, "lse.shape is (2, 3, 4); accepted: (B, H, Lq) = (2, 4, 3)"},
 };
 
 INSTANTIATE_TEST_SUITE_P(Arguments, DecodeRefusals, ::testing::ValuesIn(kArguments), RefusalName());
@@ -159,7 +168,10 @@ TEST_P(DecodePageRefusals, SaysArgumentValueAndWhatIsAccepted) {
 const Row kPageRows[] = {
     {"TableRank", [](DecodeCall& c) { c.params.block_table.rank = 1; }, FDMA_INVALID_SHAPE,
      "block_table.rank is 1; accepted: 2, (B, pages of a sequence)"},
-    {"TableShape", [](DecodeCall& c) { c.params.block_table = c.memory.tensor(FDMA_INT32, {3, 2}); },
+    {"TableShape",
+     [](DecodeCall& c) {
+       c.params.block_table = c.memory.tensor(FDMA_INT32, {3, 2});
+     },
      FDMA_INVALID_SHAPE, "block_table.shape is (3, 2); accepted: (B, pages of a sequence) = (2, 2)"},
     {"TableDtype", [](DecodeCall& c) { c.params.block_table.dtype = FDMA_INT64; }, FDMA_INVALID_DTYPE,
      "block_table.dtype is int64; accepted: int32"},

@@ -80,12 +80,11 @@ std::string family_name(const testing::TestParamInfo<Parameter>& info) {
   return c.name + name + (deterministic ? "_deterministic" : "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Attention, KernelFamiliesGpu,
-                         testing::Combine(testing::ValuesIn(cases()),
-                                          testing::Values(cuda::KernelFamily::kPortable,
-                                                          cuda::KernelFamily::kSmallTiles),
-                                          testing::Bool()),
-                         family_name);
+INSTANTIATE_TEST_SUITE_P(
+    Attention, KernelFamiliesGpu,
+    testing::Combine(testing::ValuesIn(cases()),
+                     testing::Values(cuda::KernelFamily::kPortable, cuda::KernelFamily::kSmallTiles), testing::Bool()),
+    family_name);
 
 }  // namespace
 }  // namespace fdma::test

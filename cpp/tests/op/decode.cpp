@@ -212,8 +212,8 @@ class DecodeCall {
       const int64_t used = c_.used[static_cast<size_t>(b)];
       const int64_t limit = c_.is_causal ? std::max<int64_t>(0, used - c_.len_q + q + 1) : used;
       if (c_.keep > 0) {
-        const auto best =
-            best_keys(limit, c_.keep, [&](int64_t k) { return bias_of(b, h, k); }, [](int64_t) { return true; });
+        const auto best = best_keys(
+            limit, c_.keep, [&](int64_t k) { return bias_of(b, h, k); }, [](int64_t) { return true; });
         for (int64_t k : best) seen_[static_cast<size_t>(i * c_.len_k + k)] = true;
       } else {
         for (int64_t k = 0; k < limit; ++k)

@@ -58,7 +58,7 @@ struct AttentionCase {
   ScoreShape bias_shape;
   bool bias_hides = false;  // one bias element in eight is -inf
   Compaction compaction = Compaction::kBySize;
-  bool keep_bits = false;   // backward takes the packed mask that forward wrote
+  bool keep_bits = false;  // backward takes the packed mask that forward wrote
   bool with_grad_lse = false;
   bool query_grad = true, key_grad = true, value_grad = true, bias_grad = true;
 
