@@ -289,9 +289,10 @@ class BackwardConsumer {
     sync_consumers();
   }
   FDMA_DEVICE void clear_queries_behind(int m) const {
-    if (!p_.sequences.varies()) return;
+    // In this order: with the sequence read under a condition alone, the compiler takes what follows for the work of lanes
+    // that have parted, and moves every descriptor of a product to uniform registers anew (859 instructions for 594).
     const int valid = block_.sequence.len_q - m * Traits::kQueries;
-    if (valid >= Traits::kQueries) return;
+    if (valid >= Traits::kQueries || !p_.sequences.varies()) return;
     using Tile = typename Traits::QueryTile;
     clear_tile<Tile>(shared_.base + Traits::kQueryOffset + query_at_.stage * Tile::kBytes, valid);
     clear_tile<Tile>(shared_.base + Traits::kGradOutOffset + grad_out_at_.stage * Tile::kBytes, valid);
