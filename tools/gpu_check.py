@@ -50,6 +50,12 @@ SANITIZER_FILTER = (
     ":*Compacted*bias_of_*:*Compacted*only_*:*Compacted*shared_*:*Compacted*no_*:*Compacted*one_*:*Compacted*mask_*"
     ":*Compacted*everything*:*Compacted*random*:*Compacted*dim_256*"
     ":Gpu/Selection.*:*EveryQuery*:Gpu/Cache.*"
+    ":*Semantics*long_*_dim_64_*:*Semantics*long_*_dim_256_*:*Semantics*long_keys_causal*:*Semantics*softcap_dim_?*"
+    ":*KeyLists*_padded*:*KeyLists*bias_p*:*KeyLists*many_*:*KeyLists*groups_of_8*:*KeyLists*groups_of_6*:KeyListMemory*"
+    ":*KeyLists*without_*:*KeyLists*sequences_long*:*KeyLists*sequences_*causal*:*KeyLists*sequences_m*"
+    ":*KeyLists*sequences_int*:*KeyLists*sequences_shared*:*KeyLists*sequences_softcap*:*KeyLists*_paged*"
+    ":*KeyLists*columns_of_query_heads_*:*KeyLists*of_query_heads_s*:*KeyLists*of_query_heads_m*:*KeyLists*_none_*"
+    ":*KeyLists*columns_groups*:*KeyLists*sequences_dim_256*:*KeyLists*columns_sequences_e*:*Gpu/KeyListMemory*"
 )
 
 
