@@ -34,7 +34,7 @@ def _torch_build() -> str:
 
 def _version_of(module: str) -> str:
     try:
-        return import_module(module).__version__
+        return str(import_module(module).__version__)
     except ImportError as error:
         return f"not importable: {error}"
     except Exception as error:  # a broken installation raises anything; whatever it is, the report is to say it

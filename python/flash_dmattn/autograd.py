@@ -1,6 +1,6 @@
 """The autograd rule of attention."""
 
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -100,6 +100,7 @@ class Attention(torch.autograd.Function):
         out, lse, packed_mask = ops.attention_forward(
             query, key, value, attn_mask, attn_bias, *options, True, True, sequences, mask_kind, mask_shape
         )
+        assert lse is not None, "it is asked for"
         # The dense mask itself is not kept.
         kept = kept_for_backward(attn_mask, mask_kind, mask_shape, packed_mask, key, sequences)
         if sequences is None:
@@ -121,7 +122,7 @@ class Attention(torch.autograd.Function):
         _, needs_bias, *needs = ctx.needs_input_grad
         if grad_out is None and grad_lse is None:
             return (None,) * (2 + len(needs))
-        layout, kind_and_shape, options, deterministic, bounds = ctx.call
+        layout, (mask_kind, mask_shape), options, deterministic, bounds = ctx.call
         sequences = None
         if bounds is not None:
             *tensors, cu_seqlens_q, cu_seqlens_k = tensors
@@ -132,7 +133,8 @@ class Attention(torch.autograd.Function):
             grad_lse,
             tensors,
             kept_mask,
-            *kind_and_shape,
+            mask_kind,
+            mask_shape,
             attn_bias,
             out,
             lse,
@@ -146,4 +148,6 @@ class Attention(torch.autograd.Function):
 
 # Function.apply looks for functorch transforms and default arguments before it does this; callers have looked for the
 # former, and there are none of the latter. It is a fifth of the host's work on a small call.
-record = super(torch.autograd.Function, Attention).apply
+record: Callable[..., Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]] = super(
+    torch.autograd.Function, Attention
+).apply

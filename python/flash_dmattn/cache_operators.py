@@ -15,7 +15,8 @@ def append(*tensors: torch.Tensor) -> None:
 
 def with_tokens(*tensors: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`flash_dmattn.ops.cache_with_tokens`."""
-    return _call("cache_with_tokens", tensors)
+    result: Tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _call("cache_with_tokens", tensors)
+    return result
 
 
 def _call(name: str, tensors: Tuple[torch.Tensor, ...]) -> Any:

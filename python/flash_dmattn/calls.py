@@ -34,11 +34,13 @@ def attend(
     and otherwise straight to the library.
     """
     mask_kind, mask_shape = ops.MASK_DENSE, None
-    if attn_mask is not None and not isinstance(attn_mask, torch.Tensor):
+    if attn_mask is None or isinstance(attn_mask, torch.Tensor):
+        mask = attn_mask
+    else:
         attn_mask.check_keys(_keys_of(layout, tensors, sequences))
-        attn_mask, mask_kind, mask_shape = attn_mask.data, attn_mask.kind, attn_mask.shape
+        mask, mask_kind, mask_shape = attn_mask.data, attn_mask.kind, attn_mask.shape
     described = tensors if sequences is None else (*tensors, *sequences.offsets)
-    watched = operator_is_needed(described, attn_mask, attn_bias)
+    watched = operator_is_needed(described, mask, attn_bias)
     if watched or autocast_may_be_enabled():
         tensors = in_autocast_dtype(tensors)
     recorded = needs_gradient(tensors, attn_bias)
@@ -48,15 +50,13 @@ def attend(
         deterministic = torch.are_deterministic_algorithms_enabled()
     if watched:
         check_scalars(scale, is_causal, softcap)
-        options = (scale, is_causal, softcap, deterministic)
-        out, lse = call_operator(
-            layout, tensors, attn_mask, mask_kind, mask_shape, attn_bias, *options, recorded, sequences
-        )
-        return (out, lse) if return_lse else out
+        options = (scale, is_causal, softcap, bool(deterministic))
+        results = call_operator(layout, tensors, mask, mask_kind, mask_shape, attn_bias, *options, recorded, sequences)
+        return results if return_lse else results[0]
     if recorded:
         call = (
             layout,
-            attn_mask,
+            mask,
             mask_kind,
             mask_shape,
             (scale, is_causal, softcap),
@@ -66,9 +66,9 @@ def attend(
         )
         return record(call, attn_bias, *tensors)
     query, key, value = layout.split(tensors)
-    inputs = (query, key, value, attn_mask, attn_bias, scale, is_causal, softcap)
+    inputs = (query, key, value, mask, attn_bias, scale, is_causal, softcap)
     out, lse, _ = ops.attention_forward(*inputs, False, return_lse, sequences, mask_kind, mask_shape)
-    return (out, lse) if return_lse else out
+    return out if lse is None else (out, lse)
 
 
 def _keys_of(layout: Layout, tensors: Sequence[torch.Tensor], sequences: Optional[Sequences]) -> Optional[int]:

@@ -1,6 +1,6 @@
 """``flash_dmattn_with_kvcache``: a few new queries on a long cache, and its operator of torch.library."""
 
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple, cast
 
 import torch
 
@@ -132,7 +132,8 @@ def _refuse_gradient(tensors: Sequence[Optional[torch.Tensor]]) -> None:
 
 
 def _decode(*arguments: Any) -> Tuple[torch.Tensor, torch.Tensor]:
-    return ops.decode(*arguments, with_lse=True)
+    decode = cast("Callable[..., Tuple[torch.Tensor, torch.Tensor]]", ops.decode)  # the lse is asked for
+    return decode(*arguments, with_lse=True)
 
 
 def _fake_decode(query: torch.Tensor, *_: Any) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """``DynamicKVCache``: the keys and values that generation needs, in memory that does not grow with the length."""
 
 import math
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 
@@ -244,18 +244,20 @@ class DynamicKVCache:
         _refuse_gradients({"query": query, "key": key, "value": value, "attn_bias": bias})
         if length <= chunk:
             return self._attend(query, key, value, bias, scale, softcap, return_lse)
-        out = lse = None
+        out: Optional[torch.Tensor] = None
+        lse: Optional[torch.Tensor] = None
         for begin in range(0, length, chunk):
             rows = slice(begin, begin + chunk)
             inputs = (query[:, rows], key[:, rows], value[:, rows], bias[..., rows])
-            part = self._attend(*inputs, scale, softcap, return_lse)
-            if return_lse:
-                part, part_lse = part
+            result = self._attend(*inputs, scale, softcap, return_lse)
+            part, part_lse = (result, None) if isinstance(result, torch.Tensor) else result
+            if part_lse is not None:
                 lse = part_lse.new_empty((query.shape[0], query.shape[2], length)) if lse is None else lse
                 lse[..., rows] = part_lse
             out = part.new_empty(query.shape) if out is None else out
             out[:, rows] = part
-        return (out, lse) if return_lse else out
+        assert out is not None, "there is a chunk"
+        return out if lse is None else (out, lse)
 
     def reorder(self, beam_indices: torch.Tensor) -> None:
         """Make batch entry b what entry ``beam_indices[b]`` is, as beam search does.
@@ -323,7 +325,7 @@ class DynamicKVCache:
         return_lse: bool,
     ) -> Result:
         """:meth:`attend` on arguments that have been checked; `bias` is ``(B, H_kv, T)``."""
-        options = {"scale": scale, "softcap": softcap, "return_lse": return_lse}
+        options: Dict[str, Any] = {"scale": scale, "softcap": softcap, "return_lse": return_lse}
         if key.shape[1] == 1:
             self._append(key, value, bias)
             return _attend_slots(query, *self._slots()[:3], **options)
@@ -345,7 +347,7 @@ class DynamicKVCache:
         tokens = key.shape[1]
         for name, given in (("key", key), ("value", value)):
             self._check(name, given, (batch, tokens, heads, dim), "(B, T, H_kv, D)", self._key.dtype)
-        bias = attn_bias[:, :, 0] if attn_bias.dim() == 4 and attn_bias.shape[2] == 1 else attn_bias
+        bias: torch.Tensor = attn_bias[:, :, 0] if attn_bias.dim() == 4 and attn_bias.shape[2] == 1 else attn_bias
         if tuple(bias.shape) != (batch, heads, tokens):
             accepted = f"(B, H_kv, T) or (B, H_kv, 1, T) with (B, H_kv, T) = {(batch, heads, tokens)}"
             raise ValueError(f"attn_bias.shape is {tuple(attn_bias.shape)}; accepted: {accepted}")

@@ -1,11 +1,11 @@
 """How query, key and value reach an entry point: apart or packed into one tensor."""
 
 import re
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import torch
 
-MaybeTensor = Optional[torch.Tensor]
+_Tensor = TypeVar("_Tensor", torch.Tensor, Optional[torch.Tensor])
 
 
 class Layout(NamedTuple):
@@ -28,11 +28,12 @@ class Layout(NamedTuple):
     packed: Tuple[int, ...]
     has_sequences: bool = False
 
-    def split(self, tensors: Sequence[MaybeTensor]) -> Sequence[MaybeTensor]:
+    def split(self, tensors: Sequence[_Tensor]) -> Tuple[_Tensor, _Tensor, _Tensor]:
         """Views of `tensors` as query, key and value; None holds as many None."""
         if len(tensors) == 3:  # nothing is packed
-            return tensors
-        parts = []
+            query, key, value = tensors
+            return query, key, value
+        parts: List[_Tensor] = []
         for tensor, count in zip(tensors, self.packed):
             if count == 1:
                 parts.append(tensor)
@@ -40,7 +41,8 @@ class Layout(NamedTuple):
                 parts += [None] * count
             else:
                 parts += tensor.unbind(2)
-        return parts
+        query, key, value = parts
+        return query, key, value
 
     def in_words_of_caller(self, message: str) -> str:
         """A message of the library, in which query, key and value are called what they are in the arguments."""

@@ -115,11 +115,11 @@ class _Operator:
 
     def forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tensors, inputs, sequences = self._split(arguments, _FORWARD_OPTIONS)
-        attn_mask, mask_kind, mask_shape, attn_bias, *options, _, keep_mask = inputs
+        attn_mask, mask_kind, mask_shape, attn_bias, scale, is_causal, softcap, _, keep_mask = inputs
         query, key, value = self.layout.split(tensors)
-        out, lse, packed_mask = ops.attention_forward(
-            query, key, value, attn_mask, attn_bias, *options, keep_mask, True, sequences, mask_kind, mask_shape
-        )
+        options = (scale, is_causal, softcap, keep_mask, True, sequences, mask_kind, mask_shape)
+        out, lse, packed_mask = ops.attention_forward(query, key, value, attn_mask, attn_bias, *options)
+        assert lse is not None, "it is asked for"
         return out, lse, query.new_empty(0, dtype=torch.uint8) if packed_mask is None else packed_mask
 
     def fake_forward(self, *arguments: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -193,12 +193,14 @@ class _Operator:
         *grads, grad_bias = (grad if needed else None for grad, needed in zip(results, needs))
         return (*grads, None, None, None, grad_bias, *no_gradient)
 
-    def flops(self, *arguments: Any, out_val: Any = None, **_: Any) -> int:
+    def flops(self, *arguments: Any, out_val: Any = None, **others: Any) -> int:
         """Two products of matrices, whatever is hidden: as torch counts its own attention."""
         tensors, _, sequences = self._split(arguments, _FORWARD_OPTIONS)
         return 2 * _flops_of_a_product(tensors, sequences)
 
-    def flops_of_backward(self, grad_out: Any, grad_lse: Any, *arguments: Any, out_val: Any = None, **_: Any) -> int:
+    def flops_of_backward(
+        self, grad_out: Any, grad_lse: Any, *arguments: Any, out_val: Any = None, **others: Any
+    ) -> int:
         """Five: the scores again, and one for each operand of each product of forward."""
         tensors, _, sequences = self._split(arguments, _BACKWARD_OPTIONS)
         return 5 * _flops_of_a_product(tensors, sequences)

@@ -44,7 +44,7 @@ def attention_forward(
     lse = None
     if keep_for_backward or with_lse:
         shape = lse_shape(query.shape, sequences)
-        if shape is not None:  # else the library refuses the call
+        if shape:  # else the library refuses the call
             lse = torch.empty(shape, dtype=torch.float32, device=query.device)
     inputs = (query, key, value, attn_mask, mask_kind, mask_shape, attn_bias, scale, is_causal, softcap, sequences)
     packed_mask = _run(_C.attention_forward, query, (*inputs, out, lse, keep_for_backward))

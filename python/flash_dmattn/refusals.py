@@ -27,6 +27,7 @@ def checked_int(name: str, given: Any) -> int:
             raise TypeError(f"{name} must be an int, got {given!r}")
         if not isinstance(given, torch.SymInt):
             given = given.__index__()
-    if given >= _INT_LIMIT:
-        raise ValueError(f"{name} is {given}; accepted: below 2^63")
-    return given
+    number: int = given
+    if number >= _INT_LIMIT:
+        raise ValueError(f"{name} is {number}; accepted: below 2^63")
+    return number

@@ -1,6 +1,6 @@
 """Selection and packing as operators of torch.library, and the way to them. A choice has no gradient."""
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 
@@ -30,9 +30,10 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
 
 def _call(name: str, tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
     key_padding_mask = arguments[1] if arguments else None
+    run: Callable[..., torch.Tensor] = getattr(ops, name)
     if operator_is_needed((tensor,), key_padding_mask, None):
-        return getattr(getattr(torch.ops, NAMESPACE), name).default(tensor, *arguments)
-    return getattr(ops, name)(tensor, *arguments)
+        run = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return run(tensor, *arguments)
 
 
 def _fake_interval(

@@ -99,12 +99,12 @@ def refuse_gradient_of_pages(
     )
 
 
-def lse_shape(query_shape: Sequence[int], sequences: Optional[Sequences]) -> Optional[Tuple[int, ...]]:
-    """Shape of the lse of a query, or None for a query that no call takes."""
+def lse_shape(query_shape: Sequence[int], sequences: Optional[Sequences]) -> Tuple[int, ...]:
+    """Shape of the lse of a query; of no dimensions for a query that no call takes."""
     if len(query_shape) == 4:
         batch, rows, heads, _ = query_shape
         return batch, heads, rows
     if len(query_shape) == 3 and sequences is not None:
         rows, heads, _ = query_shape
         return heads, rows
-    return None
+    return ()

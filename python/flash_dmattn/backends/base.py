@@ -42,8 +42,8 @@ class Backend:
         ``torch.device.type`` of the tensors that the automatic choice gives it.
     unavailable_reason : callable
         Returns None when the backend can run in this process, otherwise why not and what would help.
-    attention : callable or None
-        Runs a call; None when this version of the package has no such backend, which its reason then says.
+    attention : callable
+        Runs a call.
     unsupported_reasons : callable
         Why calls of a kind, on a device that the backend takes, are not for it; empty when they are. Only what another
         backend may take: a call that no backend takes is refused by `attention`, which knows the whole of it.
@@ -54,7 +54,7 @@ class Backend:
     name: str
     device_type: str
     unavailable_reason: Callable[[], Optional[str]]
-    attention: Optional[AttentionFunction]
+    attention: AttentionFunction
     unsupported_reasons: Callable[[CallKind], List[str]] = lambda kind: []
     also_takes: Tuple[str, ...] = ()
 

@@ -153,7 +153,8 @@ def _score_refusals(
         return []
     batch, len_q, heads, _ = query.shape
     len_k, heads_kv = key.shape[1:3]
-    dims, accepted = SCORE_DIMS, ((1, batch), (1, heads_kv, heads), (1, len_q), (1, len_k))
+    dims = SCORE_DIMS
+    accepted: Tuple[Tuple[int, ...], ...] = ((1, batch), (1, heads_kv, heads), (1, len_q), (1, len_k))
     if isinstance(tensor, DynamicMask):
         dims = tensor.dims
         accepted = (*accepted[: len(tensor.shape) - 1], (len_k,))

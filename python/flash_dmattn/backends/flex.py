@@ -111,8 +111,10 @@ def flex_dmattn_func(
         return _attend_compiled(form, query, key, value, attn_mask, attn_bias)
     if not needs_gradient((query, key, value), attn_bias):
         return _attend_eagerly(form, query, key, value, attn_mask, attn_bias)
-    results = _EagerAttention.apply(form, query, key, value, attn_mask, attn_bias)
-    return (results[0], _without_gradient_of_dead_rows(results[1])) if return_lse else results
+    results = _record_eager(form, query, key, value, attn_mask, attn_bias)
+    if isinstance(results, torch.Tensor):
+        return results
+    return results[0], _without_gradient_of_dead_rows(results[1])
 
 
 class CallForm(NamedTuple):
@@ -154,6 +156,10 @@ def _live_dims(tensor: torch.Tensor, heads: int) -> str:
     return "".join(name for name, extent in zip(names, tensor.shape) if extent > 1)
 
 
+def _is_of_kv_heads(dims: Optional[str]) -> bool:
+    return dims is not None and "G" in dims
+
+
 def _readable_mask(mask: torch.Tensor) -> torch.Tensor:
     """Wide unsigned integers compare with 0 on no device; as signed ones of the same bits they do."""
     if mask.is_floating_point() or mask.dtype in (torch.bool, torch.uint8) or torch.iinfo(mask.dtype).min < 0:
@@ -161,10 +167,12 @@ def _readable_mask(mask: torch.Tensor) -> torch.Tensor:
     return mask.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[mask.element_size()])
 
 
-def _results_without_keys(*tensors: Optional[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Output and lse where nobody sees a key; they give every tensor, query first, a gradient of zeros."""
-    everywhere = torch.ones((), dtype=torch.bool, device=tensors[0].device)
-    query, *others = (tensor.masked_fill(everywhere, 0) for tensor in tensors if tensor is not None)
+def _results_without_keys(
+    query: torch.Tensor, *tensors: Optional[torch.Tensor]
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse where nobody sees a key; they give every tensor a gradient of zeros."""
+    everywhere = torch.ones((), dtype=torch.bool, device=query.device)
+    query, *others = (tensor.masked_fill(everywhere, 0) for tensor in (query, *tensors) if tensor is not None)
     out = sum((other.sum().to(query.dtype) for other in others), query).contiguous()
     lse = out.float().sum(dim=-1).transpose(1, 2).masked_fill(everywhere, -torch.inf)
     return out, lse.contiguous()
@@ -214,7 +222,7 @@ def _attend(
 
     group = form.heads // form.heads_kv
     score_mod = None
-    if attn_bias is not None:
+    if attn_bias is not None and form.bias is not None:
         read_bias = _reader(attn_bias, form.bias, form.heads, group)
 
         def score_mod(
@@ -233,15 +241,18 @@ def _attend(
         kernel_options=_kernel_options(form) if query.is_cuda else None,
         **(_lse_request() if form.return_lse else {}),
     )
-    if not form.return_lse:
-        return results.transpose(1, 2).contiguous()
-    out, lse = results
+    out: torch.Tensor
+    lse: Any  # it or a tuple that holds it, as torch has it
+    out, lse = results if form.return_lse else (results, None)
+    out = out.transpose(1, 2).contiguous()
+    if lse is None:
+        return out
     if not isinstance(lse, torch.Tensor):
         lse = lse.lse
-    return out.transpose(1, 2).contiguous(), _without_gradient_of_dead_rows(lse)
+    return out, _without_gradient_of_dead_rows(lse)
 
 
-def _kernel_options(form: CallForm) -> Dict[str, Any]:
+def _kernel_options(form: CallForm) -> Any:  # FlexKernelOptions, which older torch does not have
     """What FlexAttention's choice of kernels and tiles does not take into account.
 
     Its kernel for few queries cannot read every mask or bias. Tiles of a mask or bias are staged in shared memory as
@@ -279,7 +290,9 @@ def _block_mask(
     if attn_mask is None and not form.is_causal:
         return None
     group = form.heads // form.heads_kv
-    read_mask = None if attn_mask is None else _reader(attn_mask, form.mask, form.heads, group)
+    read_mask = None
+    if attn_mask is not None and form.mask is not None:
+        read_mask = _reader(attn_mask, form.mask, form.heads, group)
 
     def in_time(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return k <= (q if diagonal is None else q + diagonal)
@@ -291,9 +304,9 @@ def _block_mask(
         return visible & in_time(q, k) if form.is_causal else visible
 
     some, every = visible_blocks(form, len_q, len_k, attn_mask, device)
-    full = (None, None) if every is None else _as_lists(every)
+    full_counts, full_order = (None, None) if every is None else _as_lists(every)
     return BlockMask.from_kv_blocks(
-        *_as_lists(some), *full, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(len_q, len_k)
+        *_as_lists(some), full_counts, full_order, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(len_q, len_k)
     )
 
 
@@ -318,7 +331,7 @@ def visible_blocks(
         every = some & within & ((keys + 1) * BLOCK - 1 <= rows * BLOCK + (len_k - len_q))
         return some & ~every, every
     shown = _any_in_blocks(_any_in_blocks(attn_mask != 0, 3), 2)
-    if "G" in form.mask:
+    if _is_of_kv_heads(form.mask):
         shown = shown.repeat_interleave(form.heads // form.heads_kv, dim=1)
     return some & shown, None
 
@@ -330,7 +343,8 @@ def _any_in_blocks(visible: torch.Tensor, dim: int) -> torch.Tensor:
         return visible
     blocks = -(-length // BLOCK)
     padding = [0, 0] * (3 - dim) + [0, blocks * BLOCK - length]
-    return F.pad(visible, padding).unflatten(dim, (blocks, BLOCK)).any(dim=dim + 1)
+    in_blocks: torch.Tensor = F.pad(visible, padding).unflatten(dim, (blocks, BLOCK))
+    return in_blocks.any(dim=dim + 1)
 
 
 def _as_lists(blocks: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -345,17 +359,25 @@ def _diagonal(form: CallForm, query: torch.Tensor, key: torch.Tensor) -> Optiona
     return torch.full((), offset, device=query.device) if form.is_causal and offset != 0 else None
 
 
-def _attend_eagerly(form: CallForm, *tensors: Optional[torch.Tensor]) -> Outputs:
+def _attend_eagerly(
+    form: CallForm,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Optional[torch.Tensor],
+    attn_bias: Optional[torch.Tensor],
+) -> Outputs:
     """On the CPU, where FlexAttention refuses tensors that need a gradient even if none is recorded."""
-    query, key, *others = (None if tensor is None else tensor.detach() for tensor in tensors)
-    return _attend(form, query, key, *others, _diagonal(form, query, key))
+    query, key, value = query.detach(), key.detach(), value.detach()
+    bias = None if attn_bias is None else attn_bias.detach()
+    return _attend(form, query, key, value, attn_mask, bias, _diagonal(form, query, key))
 
 
 class _EagerAttention(torch.autograd.Function):
     """FlexAttention on the CPU, which has no backward there, with the derivative of its definition."""
 
     @staticmethod
-    def forward(ctx: Any, form: CallForm, *tensors: Optional[torch.Tensor]) -> Outputs:
+    def forward(ctx: Any, form: CallForm, *tensors: Any) -> Outputs:
         """Run FlexAttention."""
         ctx.save_for_backward(*tensors)
         ctx.form = form
@@ -375,7 +397,8 @@ class _EagerAttention(torch.autograd.Function):
             return tensor if tensor.shape[1] == form.heads else tensor.repeat_interleave(group, dim=1)
 
         def over_kv_heads(grad: torch.Tensor) -> torch.Tensor:  # (B, H, L, D) to (B, L, H_kv, D)
-            return grad.unflatten(1, (form.heads_kv, group)).sum(dim=2).transpose(1, 2)
+            by_group: torch.Tensor = grad.unflatten(1, (form.heads_kv, group))
+            return by_group.sum(dim=2).transpose(1, 2)
 
         q, k, v, grad = (head_major(tensor) for tensor in (query, key, value, grad_out))
         weights = _weights(form, form.scale * (q @ k.transpose(2, 3)), attn_mask, attn_bias)
@@ -391,10 +414,13 @@ class _EagerAttention(torch.autograd.Function):
         )
         grad_bias = None
         if attn_bias is not None and ctx.needs_input_grad[5]:
-            if "G" in form.bias:
+            if _is_of_kv_heads(form.bias):
                 grad_scores = grad_scores.unflatten(1, (form.heads_kv, group)).sum(dim=2)
             grad_bias = grad_scores.sum_to_size(attn_bias.shape).to(attn_bias.dtype)
         return (None, *(grad.to(query.dtype) for grad in grads), None, grad_bias)
+
+
+_record_eager: Callable[..., Outputs] = _EagerAttention.apply
 
 
 def _weights(
@@ -403,8 +429,8 @@ def _weights(
     """Softmax of the scores (B, H, Lq, Lk) over what is visible, zeros for a row that sees nothing."""
     group = form.heads // form.heads_kv
 
-    def over_heads(tensor: torch.Tensor, dims: str) -> torch.Tensor:
-        return tensor.repeat_interleave(group, dim=1) if "G" in dims else tensor
+    def over_heads(tensor: torch.Tensor, dims: Optional[str]) -> torch.Tensor:
+        return tensor.repeat_interleave(group, dim=1) if _is_of_kv_heads(dims) else tensor
 
     if attn_bias is not None:
         scores = scores + over_heads(attn_bias, form.bias).float()
@@ -440,9 +466,10 @@ def _attend_compiled(
         results = _compiled(form, query.shape[3], signature)(*tensors)
     if head_dim >= SMALLEST_HEAD_DIM:
         return results
-    out, *lse = results if form.return_lse else (results,)
-    out = out[..., :head_dim].contiguous()
-    return (out, *lse) if form.return_lse else out
+    if isinstance(results, torch.Tensor):
+        return results[..., :head_dim].contiguous()
+    out, lse = results
+    return out[..., :head_dim].contiguous(), lse
 
 
 def _is_injective(tensor: torch.Tensor) -> bool:
@@ -453,7 +480,7 @@ def _is_injective(tensor: torch.Tensor) -> bool:
 def _compiled(form: CallForm, head_dim: int, signature: Tuple[Any, ...]) -> Callable[..., Outputs]:
     """A compiled :func:`_attend` for calls of one form; it recompiles for lengths and strides only."""
 
-    def attend(*tensors: Optional[torch.Tensor]) -> Outputs:
+    def attend(*tensors: Any) -> Outputs:
         return _attend(form, *tensors)
 
     # torch.compile counts recompilations, up to a limit, by code object, and remembers which sizes vary by its name:
@@ -464,7 +491,7 @@ def _compiled(form: CallForm, head_dim: int, signature: Tuple[Any, ...]) -> Call
 
 def unavailable_reason() -> Optional[str]:
     """Why FlexAttention cannot run in this process; None when it can. Imports nothing of it."""
-    if torch.__version__ < (2, 6):
+    if torch.__version__ < "2.6":  # compared as versions
         return f"torch {torch.__version__} has no FlexAttention with gradients of biases; torch 2.6 or newer has"
     return None
 

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -103,7 +103,7 @@ def triton_dmattn_func(
         bool(is_causal),
     )
     if needs_gradient((query, key, value), attn_bias):
-        out, lse = _TritonAttention.apply(*arguments)
+        out, lse = _record(*arguments)
     else:
         with _device_guard(query):
             out, lse, _ = _kernels().attention_forward(*arguments)
@@ -162,6 +162,9 @@ class _TritonAttention(torch.autograd.Function):
                 needs=(needs_query, needs_key, needs_value, needs_bias),
             )
         return grad_query, grad_key, grad_value, None, grad_bias, None, None
+
+
+_record: Callable[..., Tuple[torch.Tensor, torch.Tensor]] = _TritonAttention.apply
 
 
 @lru_cache(maxsize=None)

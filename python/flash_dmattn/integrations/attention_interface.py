@@ -1,7 +1,7 @@
 """``register``: ``attn_implementation="flash_dmattn"`` for the models of transformers."""
 
 import functools
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, modeling_utils
@@ -16,7 +16,10 @@ NAME = "flash_dmattn"
 # Arguments that change the result and that this attention does not know. Others that it does not name do not.
 _UNKNOWN = ("head_mask", "s_aux", "block_table")
 
-_attention = flash_dmattn_func_auto()
+# No call asks for the lse, so that the result is the output alone.
+_attention = cast("Callable[..., torch.Tensor]", flash_dmattn_func_auto())
+_varlen_attention = cast("Callable[..., torch.Tensor]", flash_dmattn_varlen_func)
+_PRELOAD = "lazy_import_flash_attention"
 
 
 def register() -> None:
@@ -138,14 +141,14 @@ def _attention_of_sequences(
     batch = tensors[0].shape[0]
     if batch != 1:
         raise ValueError(f"cu_seq_lens_q is given and the batch is {batch}; accepted: a batch of 1")
-    out = flash_dmattn_varlen_func(
+    out = _varlen_attention(
         *(tensor[0] for tensor in tensors), None, None, *lengths, scale=scaling, is_causal=is_causal, softcap=softcap
     )
     return out[None]
 
 
 def _leave_out_of_preloading() -> None:
-    preload = getattr(modeling_utils, "lazy_import_flash_attention", None)
+    preload = getattr(modeling_utils, _PRELOAD, None)
     if preload is None or getattr(preload, "leaves_out", None) == NAME:
         return
 
@@ -154,4 +157,4 @@ def _leave_out_of_preloading() -> None:
         return None if implementation == NAME else preload(implementation, *args, **kwargs)
 
     preload_others.leaves_out = NAME  # type: ignore[attr-defined]
-    modeling_utils.lazy_import_flash_attention = preload_others
+    setattr(modeling_utils, _PRELOAD, preload_others)

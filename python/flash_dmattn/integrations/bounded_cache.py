@@ -1,6 +1,6 @@
 """``BoundedCache``: the keys of largest bias and no others, behind the interface of transformers' caches."""
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union, cast
 
 import torch
 from transformers import Cache
@@ -9,7 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 from flash_dmattn.kv_cache import DynamicKVCache
 
 
-class BoundedLayer(CacheLayerMixin):
+class BoundedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # of __init_subclass__, which has no types
     """The cache of one layer. :meth:`attend` appends and attends, since what is kept depends on the bias."""
 
     is_sliding = False
@@ -17,7 +17,7 @@ class BoundedLayer(CacheLayerMixin):
     is_croppable = False
 
     def __init__(self, keep_window_size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # it has no types
         self.keep_window_size = keep_window_size
         self.states: Optional[DynamicKVCache] = None
         self.seen_tokens = 0  # as the states have it, but without waiting for the device
@@ -28,13 +28,19 @@ class BoundedLayer(CacheLayerMixin):
         """Take in new keys ``(B, L, H_kv, D)`` with their bias ``(B, H_kv, 1, L)``; attention of the new queries."""
         batch, tokens, heads, head_dim = key.shape
         if self.states is None:
-            sizes = {"batch_size": batch, "num_kv_heads": heads, "head_dim": head_dim}
-            kinds = {"dtype": key.dtype, "device": key.device, "bias_dtype": attn_bias.dtype}
-            self.states = DynamicKVCache(self.keep_window_size, **sizes, **kinds)
+            self.states = DynamicKVCache(
+                self.keep_window_size,
+                batch_size=batch,
+                num_kv_heads=heads,
+                head_dim=head_dim,
+                dtype=key.dtype,
+                device=key.device,
+                bias_dtype=attn_bias.dtype,
+            )
             self.is_initialized = True
         out = self.states.prefill(query, key, value, attn_bias, scale=scale)
         self.seen_tokens += tokens
-        return out
+        return cast("torch.Tensor", out)  # no lse is asked for
 
     def get_seq_length(self, *_: Any) -> int:
         """Tokens taken in so far, those that have been pushed out too."""

@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,9 @@ NAME = "dmattn_selection"
 # Later versions of transformers 5 say `cache` for what had been `past_key_values`.
 CACHE_NAME = "cache" if "cache" in inspect.signature(DogeModel.forward).parameters else "past_key_values"
 
-_attention = flash_dmattn_func_auto()
+# No call asks for the lse, so that the result is the output alone.
+_attention = cast("Callable[..., torch.Tensor]", flash_dmattn_func_auto())
+_varlen_attention = cast("Callable[..., torch.Tensor]", flash_dmattn_varlen_func)
 
 
 def patch(model: nn.Module) -> nn.Module:
@@ -88,7 +90,8 @@ def patch(model: nn.Module) -> nn.Module:
     _take_masks_of_padding(model)
     for module in model.modules():
         if isinstance(module, DogePreTrainedModel) and hasattr(module, "generate"):
-            module.generate = functools.partial(_generate, module)
+            # Past nn.Module.__setattr__, which is for parameters and modules.
+            module.__dict__["generate"] = functools.partial(_generate, module)
         if isinstance(module, DogeModel) and _find_sequences not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_find_sequences, with_kwargs=True)
     return model
@@ -105,9 +108,9 @@ def _take_masks_of_padding(model: nn.Module) -> None:
     for config in copies.values():
         config._attn_implementation = NAME
     for module in model.modules():
-        config = copies.get(id(getattr(module, "config", None)))
-        if config is not None:
-            module.config = config
+        own = copies.get(id(getattr(module, "config", None)))
+        if own is not None:
+            module.__dict__["config"] = own  # as `generate` above
 
 
 def _check_layer(layer: DogeAttention) -> None:
@@ -139,8 +142,8 @@ class SelectedAttention(DogeAttention):
     ) -> Tuple[torch.Tensor, None]:
         """``(B, L, hidden)`` in and out. `attention_mask` ``(B, Lk)`` is that of padding, None where there is none."""
         cache = kwargs.get("cache", past_key_values)
-        sequences = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
-        self._check_call(attention_mask, cache, sequences[0], kwargs)
+        cu_seqlens = kwargs.get("cu_seq_lens_q")
+        self._check_call(attention_mask, cache, cu_seqlens, kwargs)
         rows = hidden_states.shape[:-1]
         query = self.q_norm(self.q_proj(hidden_states).view(*rows, -1, self.head_dim))
         key = self.k_norm(self.k_proj(hidden_states).view(*rows, -1, self.head_dim))
@@ -148,7 +151,8 @@ class SelectedAttention(DogeAttention):
         query, key = modeling_doge.apply_rotary_pos_emb(query, key, *position_embeddings, unsqueeze_dim=2)
         layer = None
         if isinstance(cache, BoundedCache):
-            layer = cache.layers[self.layer_idx]
+            layers: Any = cache.layers  # of BoundedLayer
+            layer = layers[self.layer_idx]
         elif cache is not None:
             states = cache.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
             key, value = (state.transpose(1, 2) for state in states)
@@ -160,8 +164,8 @@ class SelectedAttention(DogeAttention):
         query, key, value = in_autocast_dtype((query, key, value))
         if layer is not None:
             out = layer.attend(query, key, value, bias, self.scaling)
-        elif sequences[0] is not None:
-            out = self._attend_in_sequences(query, key, value, bias, *sequences)
+        elif cu_seqlens is not None:
+            out = self._attend_in_sequences(query, key, value, bias, cu_seqlens, kwargs["max_length_q"])
         else:
             mask = self._selection(bias)
             out = _attention(query, key, value, mask, bias, self.scaling, True)
@@ -196,13 +200,13 @@ class SelectedAttention(DogeAttention):
         mask = self._selection(bias, cu_seqlens)
         tokens = (tensor.flatten(0, 1) for tensor in (query, key, value))
         lengths = (cu_seqlens, cu_seqlens, longest, longest)
-        out = flash_dmattn_varlen_func(*tokens, mask, bias, *lengths, scale=self.scaling, is_causal=True)
+        out = _varlen_attention(*tokens, mask, bias, *lengths, scale=self.scaling, is_causal=True)
         return out.view(query.shape)
 
     def _check_call(
         self, attention_mask: Optional[torch.Tensor], cache: Any, cu_seqlens: Optional[torch.Tensor], others: Any
     ) -> None:
-        if self.training and self.attention_dropout > 0:
+        if self.training and self.attention_dropout:
             raise ValueError(
                 f"attention_dropout is {self.attention_dropout}; accepted in training: 0, since attention that keeps "
                 f"no weights drops none"
@@ -210,8 +214,8 @@ class SelectedAttention(DogeAttention):
         if others.get("output_attentions"):
             raise ValueError("output_attentions is True; accepted in a patched model: False, since no weights are kept")
         if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.dtype != torch.bool):
-            given = f"{str(attention_mask.dtype)[6:]} of shape {tuple(attention_mask.shape)}"
-            raise ValueError(f"attention_mask is {given}; accepted in a patched model: the padding, (B, Lk), or None")
+            kind = f"{str(attention_mask.dtype)[6:]} of shape {tuple(attention_mask.shape)}"
+            raise ValueError(f"attention_mask is {kind}; accepted in a patched model: the padding, (B, Lk), or None")
         if cache is not None and cache.is_compileable:
             accepted = "BoundedCache, DynamicCache or None"
             raise ValueError(f"{CACHE_NAME} is a {type(cache).__name__}; accepted in a patched model: {accepted}")
@@ -258,7 +262,7 @@ def _find_sequences(module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, 
         return None
     if any(given.get(name) is not None for name in ("cache", "past_key_values")):
         return None
-    tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    tokens: Any = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
     position_ids = position_ids.expand(tokens.shape[0], -1)
     begins = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True).flatten()
     cu_seqlens = F.pad(begins.nonzero()[:, 0], (0, 1), value=begins.numel()).int()
@@ -267,7 +271,7 @@ def _find_sequences(module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, 
     return args, dict(kwargs, cu_seq_lens_q=cu_seqlens, max_length_q=int(cu_seqlens.diff().max()))
 
 
-def _generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     """``generate`` of the model's class, with a bounded cache where nothing else is asked for."""
     config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
 

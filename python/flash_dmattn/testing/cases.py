@@ -101,13 +101,15 @@ class Case:
             bias = (self.make_bias or random_bias)(self.score_shape(self.bias), generator)
             tensors["attn_bias"] = bias.to(device=device, dtype=self.bias_dtype or dtype)
         if self.keep is not None:
-            tensors["attn_mask"] = self._selected(tensors["attn_bias"], generator, device)
+            tensors["attn_mask"] = self._selected(self.keep, tensors["attn_bias"], generator, device)
         return tensors
 
-    def _selected(self, bias: Optional[torch.Tensor], generator: torch.Generator, device: str) -> DynamicMask:
-        if self.bias != self.keep_by:
+    def _selected(
+        self, keep: int, bias: Optional[torch.Tensor], generator: torch.Generator, device: str
+    ) -> DynamicMask:
+        if bias is None or self.bias != self.keep_by:
             bias = random_bias(self.score_shape(self.keep_by), generator).to(device)
-        return DynamicMask.topk(bias, self.keep, self.keep_causal)
+        return DynamicMask.topk(bias, keep, self.keep_causal)
 
     def grad_out(self, dtype: torch.dtype, device: str) -> torch.Tensor:
         """A gradient of the output."""
@@ -142,7 +144,7 @@ class VarlenCase(Case):
     """
 
     lengths_q: Tuple[int, ...] = ()
-    lengths_k: Optional[Tuple[int, ...]] = None
+    lengths_k: Tuple[int, ...] = ()
     slack_q: int = 0
     slack_k: int = 0
     spare_q: int = 0
@@ -151,7 +153,7 @@ class VarlenCase(Case):
     offsets_dtype: torch.dtype = torch.int32
 
     def __post_init__(self) -> None:
-        lengths_k = self.lengths_q if self.lengths_k is None else self.lengths_k
+        lengths_k = self.lengths_k or self.lengths_q
         derived = {
             "lengths_k": lengths_k,
             "batch": len(self.lengths_q),
@@ -194,7 +196,7 @@ class VarlenCase(Case):
         outside = self.rows_of_no_sequence(self.lengths_k, self.spare_k).to(device)
         tensors["key"][outside] = tensors["value"][outside] = math.nan
         if self.bias is not None:
-            self._spoil_past_the_lengths(tensors["attn_bias"])
+            self._spoil_past_the_lengths(self.bias, tensors["attn_bias"])
         return {
             **tensors,
             "cu_seqlens_q": self.offsets(self.lengths_q, device),
@@ -203,12 +205,11 @@ class VarlenCase(Case):
             "max_seqlen_k": self.len_k,
         }
 
-    def _spoil_past_the_lengths(self, bias: torch.Tensor) -> None:
-        batch, _, rows, keys = self.bias
+    def _spoil_past_the_lengths(self, extents: str, bias: torch.Tensor) -> None:
         for b, (len_q, len_k) in enumerate(zip(self.lengths_q, self.lengths_k)):
-            if batch == "B" and rows == "Q":
+            if "B" in extents and "Q" in extents:
                 bias[b, :, len_q:] = math.nan
-            if batch == "B" and keys == "K":
+            if "B" in extents and "K" in extents:
                 bias[b, :, :, len_k:] = math.nan
 
     def grad_out(self, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -327,7 +328,7 @@ _MASK_DTYPES = (
     torch.float32,
     torch.float64,
 )
-_KEPT = {"len_q": 130, "len_k": 130, "keep": 33}
+_KEPT: Dict[str, Any] = {"len_q": 130, "len_k": 130, "keep": 33}
 _BROADCASTS = ("BHQK", "BGQK", "B1QK", "1HQK", "BH1K", "BHQ1", "BG1K", "11QK", "111K", "11Q1", "B111", "1111")
 
 CASES: Tuple[Case, ...] = (
@@ -446,12 +447,13 @@ CASES: Tuple[Case, ...] = (
 )
 
 _LENGTHS = (70, 5, 33)
-_MORE_KEYS = {"lengths_q": (33, 1, 64), "lengths_k": (150, 90, 65)}
-_MORE_QUERIES = {"lengths_q": (150, 90, 65), "lengths_k": (33, 1, 64)}
-_UNLIKE = {"lengths_q": (40, 7, 65), "lengths_k": (30, 80, 65)}
-_CAUSAL = {"is_causal": True}
-_BOUNDED = {"slack_q": 7, "slack_k": 50, "options": _CAUSAL}
-_EVERYTHING = {"mask": "BHQK", "bias": "BGQK", "heads": 4, "options": {"is_causal": True, "softcap": 2.0}}
+_MORE_KEYS: Dict[str, Any] = {"lengths_q": (33, 1, 64), "lengths_k": (150, 90, 65)}
+_MORE_QUERIES: Dict[str, Any] = {"lengths_q": (150, 90, 65), "lengths_k": (33, 1, 64)}
+_UNLIKE: Dict[str, Any] = {"lengths_q": (40, 7, 65), "lengths_k": (30, 80, 65)}
+_CAUSAL: Dict[str, object] = {"is_causal": True}
+_BOUNDED: Dict[str, Any] = {"slack_q": 7, "slack_k": 50, "options": _CAUSAL}
+_CAPPED: Dict[str, object] = {"is_causal": True, "softcap": 2.0}
+_EVERYTHING: Dict[str, Any] = {"mask": "BHQK", "bias": "BGQK", "heads": 4, "options": _CAPPED}
 
 VARLEN_CASES: Tuple[VarlenCase, ...] = (
     VarlenCase("packed", lengths_q=_LENGTHS),

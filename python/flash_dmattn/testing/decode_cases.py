@@ -112,8 +112,8 @@ class DecodeCase:
         return table, pools
 
 
-KEEP = {"keep_window_size": 20}
-CAUSAL = {"is_causal": True}
+KEEP: Dict[str, object] = {"keep_window_size": 20}
+CAUSAL: Dict[str, object] = {"is_causal": True}
 
 DECODE_CASES = [
     DecodeCase("every key"),

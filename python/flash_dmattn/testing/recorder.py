@@ -1,6 +1,6 @@
 """A watch on this package's operators."""
 
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,10 +17,12 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.calls: List[Tuple[Any, Tuple[Any, ...]]] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
         """Keep a call and let it go on."""
         if func.namespace == NAMESPACE:
             self.calls.append((func, args))

@@ -248,6 +248,5 @@ def reference_results(
         results = reference(**arguments, dtype=dtype)
         return results if return_lse else results[0]
 
-    single = isinstance(grad_out, torch.Tensor)
-    grads = grad_out.to(dtype) if single else tuple(grad.to(dtype) for grad in grad_out)
+    grads = grad_out.to(dtype) if isinstance(grad_out, torch.Tensor) else tuple(grad.to(dtype) for grad in grad_out)
     return call_with_gradients(attention, converted, options, grads)

@@ -188,8 +188,10 @@ def attention_backward(
         # Gradients of a sum or a mean arrive expanded; the kernels read rows of head_dim elements.
         grad_out = grad_out.contiguous()
     needs_query, needs_key, needs_value, needs_bias = needs
-    bias_sum = _empty_bias_sum(query, key, packed_mask, attn_bias, is_causal) if needs_bias else None
-    bias_over_rows = needs_bias and attn_bias.shape[2] != query.shape[1] and attn_bias.shape[3] == key.shape[1]
+    bias_sum, bias_over_rows = None, False
+    if needs_bias and attn_bias is not None:
+        bias_sum = _empty_bias_sum(query, key, packed_mask, attn_bias, is_causal)
+        bias_over_rows = attn_bias.shape[2] != query.shape[1] and attn_bias.shape[3] == key.shape[1]
     call = _BackwardCall(
         (query, key, value, packed_mask, attn_bias, grad_out, lse, _row_dots(out, grad_out, lse, grad_lse)),
         scale,
@@ -204,7 +206,7 @@ def attention_backward(
         grad_query,
         grad_key if needs_key else None,
         grad_value if needs_value else None,
-        None if bias_sum is None else bias_sum.to(attn_bias.dtype),
+        None if bias_sum is None or attn_bias is None else bias_sum.to(attn_bias.dtype),
     )
 
 
@@ -333,7 +335,8 @@ def _empty_bias_sum(
 
 
 def _block_d(head_dim: int) -> int:
-    return max(_MIN_BLOCK_D, triton.next_power_of_2(head_dim))
+    power: int = triton.next_power_of_2(head_dim)
+    return max(_MIN_BLOCK_D, power)
 
 
 def _find_configs(query: torch.Tensor, packed_mask: Optional[PackedMask], attn_bias: Optional[torch.Tensor]) -> Configs:
@@ -385,12 +388,12 @@ def _score_strides(tensor: Optional[torch.Tensor], step: int = 1) -> Tuple[int, 
 
 
 def _mask_tensors(mask: Optional[PackedMask], lists: Optional[TileLists]) -> Tuple[Optional[torch.Tensor], ...]:
-    return (None, None, None) if mask is None else (mask.words, *lists)
+    return (None, None, None) if mask is None or lists is None else (mask.words, *lists)
 
 
 def _mask_strides(mask: Optional[PackedMask], lists: Optional[TileLists]) -> Tuple[int, ...]:
     """Strides of the words, and of the lists over the batch."""
-    return (0, 0, 0, 0) if mask is None else (*_score_strides(mask.words), lists.batch_stride)
+    return (0, 0, 0, 0) if mask is None or lists is None else (*_score_strides(mask.words), lists.batch_stride)
 
 
 def _extents(
@@ -412,12 +415,11 @@ def _shared_arguments(
 ) -> Dict[str, Any]:
     """Compile-time arguments of the kernels that walk tiles."""
     head_dim, len_k = query.shape[3], key.shape[1]
-    has_bias = attn_bias is not None
     return {
         "HAS_MASK": packed_mask is not None,
-        "HAS_BIAS": has_bias,
-        "BIAS_BY_ROW": has_bias and attn_bias.shape[2] == query.shape[1],
-        "BIAS_BY_KEY": has_bias and attn_bias.shape[3] == len_k,
+        "HAS_BIAS": attn_bias is not None,
+        "BIAS_BY_ROW": attn_bias is not None and attn_bias.shape[2] == query.shape[1],
+        "BIAS_BY_KEY": attn_bias is not None and attn_bias.shape[3] == len_k,
         "BIAS_STEP": _bias_step(attn_bias, len_k),
         "HEAD_DIM": head_dim,
         "BLOCK_D": _block_d(head_dim),
