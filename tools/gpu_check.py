@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -33,7 +33,7 @@ from tools.source_digest import source_digest  # noqa: E402
 RECORD = ROOT / "tests" / "gpu_record.json"
 DEFAULT_TIMEOUT_S = {"build": 1800, "ctest": 900, "pytest": 1200, "sanitizers": 1800}
 RACECHECK_TESTS = "fdma_op_tests_racecheck"
-GTEST_SHARDS = 4  # processes for the GPU tests of one binary
+GTEST_SHARDS = 8  # processes for the GPU tests of one binary
 TAIL_LINES = 15  # of a failing command's output, kept in the record
 
 # GoogleTest pattern of the tests that run under the sanitizers, which slow a kernel down a hundredfold.
@@ -364,9 +364,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for group in groups:
         steps = [step for step in group if step in args.steps]
         with ThreadPoolExecutor(max_workers=len(group)) as pool:
-            runs = {step: pool.submit(run_step, check, step) for step in steps}
-            for step, run in runs.items():
-                record["steps"][step] = run.result()
+            runs = {pool.submit(run_step, check, step): step for step in steps}
+            for run in as_completed(runs):  # a run that is stopped leaves the steps that ended
+                record["steps"][runs[run]] = run.result()
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 args.output.write_text(json.dumps(record, indent=1) + "\n")
         if "build" in steps and not record["steps"]["build"]["ok"]:
