@@ -255,14 +255,13 @@ void backward(const BackwardProblem& problem, Workspace& workspace, fdma_stream 
   if (reordered) reordered->take_gradients(problem, params, workspace);
   const bool hopper = hopper_serves_backward(params, kernels, device);
   const BackwardTile portable = backward_tile(kernels.head_dim, roomy);
-  const int queries = hopper ? sm90::backward_tile(kernels.head_dim).queries : portable.queries;
-  if (reordered) {
-    reordered->order_blocks(problem, params, workspace, hopper ? sm90::kBackwardKeys : portable.keys, queries);
-  }
+  const sm90::BackwardTile own = sm90::backward_tile(kernels.head_dim);
+  const int queries = hopper ? own.queries : portable.queries;
+  if (reordered) reordered->order_blocks(problem, params, workspace, hopper ? own.keys : portable.keys, queries);
   const BackwardScratch scratch(params, problem, workspace, kernels.head_dim, queries);
   params.tail = problem.has_scores() ? backward_tail(params, kernels, device, problem.deterministic) : TailSplit{};
   if (params.tail.any()) {
-    params.tail_keys = sm90::kBackwardKeys;
+    params.tail_keys = own.keys;
     params.tail_grads =
         workspace.take<float>(int64_t{2} * params.tail.parts * params.tail.tiles * params.tail_keys * params.head_dim);
   }

@@ -50,13 +50,14 @@ inline TailSplit forward_tail(const ForwardParams& p, const AttentionKernels& ke
 // tiles.
 inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device,
                                bool deterministic) {
-  if (kernels.backward_sm90 == nullptr || !sm90::has_backward(kernels.head_dim) || !takes_hopper(device) ||
-      deterministic || p.is_causal || !has_equal_tiles(p)) {
+  if (kernels.backward_sm90 == nullptr || !takes_hopper(device) || deterministic || p.is_causal ||
+      !has_equal_tiles(p)) {
     return {};
   }
   constexpr int kFewestTiles = 4;  // of queries, in a part
-  const int64_t tiles = ceil_div<int64_t>(p.sequences.max_k, sm90::kBackwardKeys) * p.heads_kv * p.batch;
-  const int64_t walk = ceil_div<int64_t>(p.sequences.max_q, sm90::backward_tile(kernels.head_dim).queries);
+  const sm90::BackwardTile tile = sm90::backward_tile(kernels.head_dim);
+  const int64_t tiles = ceil_div<int64_t>(p.sequences.max_k, tile.keys) * p.heads_kv * p.batch;
+  const int64_t walk = ceil_div<int64_t>(p.sequences.max_q, tile.queries);
   return TailSplit::choose(tiles, device.multiprocessors, walk / kFewestTiles);
 }
 
@@ -65,9 +66,8 @@ inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& 
 inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
   const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
-  return kernels.backward_sm90 != nullptr && sm90::has_backward(kernels.head_dim) && takes_hopper(device) &&
-         p.softcap == 0 && p.grad_out.stride_row != 0 && (!stores_scores || vector_scores) &&
-         hopper_serves(p, kernels.type);
+  return kernels.backward_sm90 != nullptr && takes_hopper(device) && p.softcap == 0 && p.grad_out.stride_row != 0 &&
+         (!stores_scores || vector_scores) && hopper_serves(p, kernels.type);
 }
 
 }  // namespace fdma::cuda

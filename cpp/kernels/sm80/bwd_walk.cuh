@@ -268,6 +268,7 @@ FDMA_DEVICE int live_key_tiles(const BackwardParams& p, const BackwardBlock<Trai
   constexpr int kShared = max_of<int>(1, kMaskTile / Traits::kKeys);  // or a mask tile covers kShared key tiles
   const int end = static_cast<int>(n * static_cast<int64_t>(Traits::kKeys) / kMaskTile);
   int count = 0;
+#pragma unroll 1  // a producer of few registers counts, too
   for (int begin = 0; begin < end; begin += 32) {
     uint32_t live = mask_tile_word(p, block, h, m, begin / 32);
     if (kTwoMaskTiles) live = (live | (live >> 1)) & 0x55555555u;

@@ -9,7 +9,12 @@
 namespace fdma::sm90 {
 
 // Named barriers in use. 0 is __syncthreads.
-enum class NamedBarrier : int { kConsumers = 1, kTurn = 2 };  // kTurn: one for each warpgroup of consumers
+enum class NamedBarrier : int {
+  kConsumers = 1,
+  kTurn = 2,   // forward: one for each warpgroup of consumers
+  kGroup = 2,  // backward: one for each warpgroup of consumers, of its own threads
+  kWeights = 4
+};
 
 FDMA_DEVICE void sync_named(NamedBarrier barrier, int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier) + index), "r"(threads) : "memory");

@@ -16,6 +16,7 @@ namespace fdma::sm90 {
 
 template <typename Traits>
 class BackwardConsumer {
+ protected:
   using T = typename Traits::T;
   using Block = sm80::BackwardBlock<Traits>;
   using Sum = typename Traits::Sum;
@@ -24,12 +25,14 @@ class BackwardConsumer {
   using Operand = uint32_t[1][kN / 2][4];
 
  public:
-  FDMA_DEVICE BackwardConsumer(const BackwardLaunch& launch, const BackwardShared<Traits>& shared, const Block& block)
+  // `group`: which 64 of the block's keys.
+  FDMA_DEVICE BackwardConsumer(const BackwardLaunch& launch, const BackwardShared<Traits>& shared, const Block& block,
+                               int group)
       : launch_(launch),
         p_(launch),
         shared_(shared),
         block_(block),
-        group_(uniform(threadIdx.x / kGroupThreads) - 1),
+        group_(group),
         warp_(threadIdx.x % kGroupThreads / 32),
         lane_(threadIdx.x % 32),
         unit_(p_.scale, p_.softcap),
@@ -71,7 +74,7 @@ class BackwardConsumer {
     wait_stores_read<0>();
   }
 
- private:
+ protected:
   template <int kRingStages>
   FDMA_DEVICE void release(const Ring<kRingStages>& ring, RingPosition<kRingStages>& at) const {
     ring.release(at, lane_);
@@ -137,7 +140,8 @@ class BackwardConsumer {
     hold(grad_value);
     hold(weight_operand);
     release(shared_.grad_outs(), grad_out_at_);
-    add_query_gradient(grad_query, note);
+    const int part = group_ * 4 + warp_;
+    add_query_gradient(grad_query, note, part, sum_stage(part));
     wait_products<0>();
     hold(grad_key);
     hold(grad_operand);
@@ -166,7 +170,7 @@ class BackwardConsumer {
     }
     if (!Traits::kSlots && p_.has_mask) {
       const int key = group_ * kGroupRows + warp_ * 16;  // in the tile
-      apply_transposed_mask(x, shared_.mask(query_at_.stage) + key / 32 * 4, key % 32, lane_);
+      apply_transposed_mask<Traits::kMaskWords * 4>(x, shared_.mask(query_at_.stage) + key / 32 * 4, key % 32, lane_);
     }
     if constexpr (Traits::kSlots) {
       const Span spans[2] = {span(0), span(1)};
@@ -203,22 +207,35 @@ class BackwardConsumer {
       }
     }
   }
-  // Between the heads of a group: the sums of the last one are stored, the biases of the next one are read.
+  // Between the heads of a group: the sums of the last one are stored, the biases of the next one are read. A head of
+  // -1 is none.
   FDMA_DEVICE void begin_head(int last, int next) {
+    finish_bias_gradient(last);
+    load_slot_bias(next);
+  }
+  FDMA_DEVICE void finish_bias_gradient(int h) {
+    if constexpr (Traits::kSlots) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int slot = key0() + 8 * half + lane_ / 4;
+        if (h >= 0 && p_.bias_grad == BiasGradMode::kKeys) {
+          const float sum = quad_sum(key_sums_[half]);
+          if (lane_ % 4 == 0) {
+            p_.grad_bias_keys[(static_cast<int64_t>(block_.b) * p_.heads_q + h) * p_.bias_keys + slot] = sum;
+          }
+        }
+        key_sums_[half] = 0.f;
+      }
+    }
+  }
+  FDMA_DEVICE void load_slot_bias(int h) {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p_.slots;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int slot = key0() + 8 * half + lane_ / 4;
-        if (last >= 0 && p_.bias_grad == BiasGradMode::kKeys) {
-          const float sum = quad_sum(key_sums_[half]);
-          if (lane_ % 4 == 0) {
-            p_.grad_bias_keys[(static_cast<int64_t>(block_.b) * p_.heads_q + last) * p_.bias_keys + slot] = sum;
-          }
-        }
-        key_sums_[half] = 0.f;
         slot_bias_[half] =
-            next >= 0 && slots.bias != nullptr ? slots.bias[slots.bias_row(block_.b, next) * slots.slots + slot] : 0.f;
+            h >= 0 && slots.bias != nullptr ? slots.bias[slots.bias_row(block_.b, h) * slots.slots + slot] : 0.f;
       }
     }
   }
@@ -244,28 +261,29 @@ class BackwardConsumer {
     }
   }
 
-  FDMA_DEVICE void add_query_gradient(const float (&grad)[1][Sum::kN][4], const QueryNote& note) const {
+  FDMA_DEVICE uint32_t sum_stage(int index) const {
+    return shared_.base + Traits::kSumOffset + index * Sum::kWarpElements * 4;
+  }
+  // Adds part `part` of a tile of dQ through the buffer `stage`, from which nothing is being read any more.
+  FDMA_DEVICE void add_query_gradient(const float (&grad)[1][Sum::kN][4], const QueryNote& note, int part,
+                                      uint32_t stage) const {
     if (p_.grad_query_sum == nullptr) return;
-    const int warp = group_ * 4 + warp_;
-    const uint32_t stage = shared_.base + Traits::kSumOffset + warp * Sum::kWarpElements * 4;
-    // What the warp staged a step ago has been read: its first lane waited before the barrier.
     Sum::stage(stage, grad, lane_);
     publish_shared();
     __syncwarp();
     if (lane_ != 0) return;
-    const int64_t row_tile = block_.first_row_tile() + note.m;
-    float* target = Sum::tile(p_.grad_query_sum, row_tile * p_.heads_q + note.h) + warp * Sum::kWarpElements;
+    float* target = Sum::tile(p_.grad_query_sum, note.sum) + part * Sum::kWarpElements;
     if (p_.tile_order == nullptr) {
       add_floats(target, stage, Sum::kWarpElements * 4);
       commit_stores();
       return;
     }
-    add_in_order(target, stage, row_tile, note);
+    add_in_order(target, stage, note);
   }
-  // Deterministic mode, see sm80::QuerySumOrder: the counter of the tile counts warps.
-  FDMA_DEVICE void add_in_order(float* target, uint32_t stage, int64_t row_tile, const QueryNote& note) const {
-    int32_t* counter = p_.tile_order + row_tile * p_.heads_q + note.h;
-    const int before = note.rank * (Traits::kConsumers / 32);
+  // Deterministic mode, see sm80::QuerySumOrder: the counter of the tile counts parts.
+  FDMA_DEVICE void add_in_order(float* target, uint32_t stage, const QueryNote& note) const {
+    int32_t* counter = p_.tile_order + note.sum;
+    const int before = note.rank * Sum::kParts;
     int done;
     do {
       asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(counter) : "memory");
@@ -289,8 +307,9 @@ class BackwardConsumer {
     sync_consumers();
   }
   FDMA_DEVICE void clear_queries_behind(int m) const {
-    // In this order: with the sequence read under a condition alone, the compiler takes what follows for the work of lanes
-    // that have parted, and moves every descriptor of a product to uniform registers anew (859 instructions for 594).
+    // In this order: with the sequence read under a condition alone, the compiler takes what follows for the work of
+    // lanes that have parted, and moves every descriptor of a product to uniform registers anew (859 instructions for
+    // 594).
     const int valid = block_.sequence.len_q - m * Traits::kQueries;
     if (valid >= Traits::kQueries || !p_.sequences.varies()) return;
     using Tile = typename Traits::QueryTile;
@@ -336,7 +355,8 @@ class BackwardConsumer {
   const ColumnOperand<typename Traits::QueryTile> query_cols_, grad_out_cols_;
   const RowOperand<typename Traits::ScoreTile> score_;
   const ColumnOperand<typename Traits::KeyTile> key_cols_;
-  RingPosition<kStages> query_at_, grad_out_at_;
+  RingPosition<kStages> query_at_;
+  RingPosition<Traits::kGradOutStages> grad_out_at_;
   RingPosition<1> bias_at_;
   int score_stage_ = 0;
   Span spans_[2];

@@ -1,10 +1,10 @@
-// Backward on Hopper. A block owns 128 keys of one kv head and walks the query tiles of the group's heads; a producer
-// warp brings them, two warpgroups of consumers compute, and two warps that are left clear the gradient of the bias
-// where the walk does not come by.
+// Backward on Hopper. A block owns 128 or 64 keys of one kv head and walks the query tiles of the group's heads; a
+// producer warp brings them, two warpgroups of consumers compute, and two warps that are left clear the gradient of the
+// bias where the walk does not come by.
 #pragma once
 
-#include "kernels/sm90/bwd_consumer.cuh"
 #include "kernels/sm90/bwd_producer.cuh"
+#include "kernels/sm90/bwd_roles.cuh"
 
 namespace fdma::sm90 {
 
@@ -28,7 +28,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) backward_kernel(const __g
     }
   } else {
     raise_registers<Traits::kConsumerRegisters>();
-    BackwardConsumer<Traits>(launch, shared, block).run();
+    if constexpr (Traits::kRoles) {
+      BackwardRoles<Traits>(launch, shared, block).run();
+    } else {
+      BackwardConsumer<Traits>(launch, shared, block, uniform(threadIdx.x / kGroupThreads) - 1).run();
+    }
   }
 }
 

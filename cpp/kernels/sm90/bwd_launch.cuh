@@ -42,16 +42,11 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
                                                     launch);
 }
 
-// Not called for head dims without has_backward.
 template <typename T, int kHeadDim>
 cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
-  if constexpr (has_backward(kHeadDim)) {
-    if (p.slots.spans != nullptr) return launch_backward_variant<T, kHeadDim, BiasForm::kSlots>(p, stream);
-    return p.bias.data != nullptr ? launch_backward_variant<T, kHeadDim, BiasForm::kSame>(p, stream)
-                                  : launch_backward_variant<T, kHeadDim, BiasForm::kNone>(p, stream);
-  } else {
-    return cudaErrorNotSupported;
-  }
+  if (p.slots.spans != nullptr) return launch_backward_variant<T, kHeadDim, BiasForm::kSlots>(p, stream);
+  return p.bias.data != nullptr ? launch_backward_variant<T, kHeadDim, BiasForm::kSame>(p, stream)
+                                : launch_backward_variant<T, kHeadDim, BiasForm::kNone>(p, stream);
 }
 
 template <typename T_, int kHeadDim_>
@@ -65,14 +60,9 @@ struct FinishTraits {
 
 template <typename T, int kHeadDim>
 cudaError_t launch_finish_backward(const BackwardParams& p, cudaStream_t stream) {
-  if constexpr (has_backward(kHeadDim)) {
-    using Traits = FinishTraits<T, kHeadDim>;
-    return launch_over_heads<sm80::finish_backward_kernel<Traits>>(ceil_div(p.sequences.max_q, Traits::Sum::kQueries),
-                                                                   p.heads_q, Traits::kThreads, Traits::kSharedBytes,
-                                                                   stream, p);
-  } else {
-    return cudaErrorNotSupported;
-  }
+  using Traits = FinishTraits<T, kHeadDim>;
+  return launch_over_heads<sm80::finish_backward_kernel<Traits>>(
+      ceil_div(p.sequences.max_q, Traits::Sum::kQueries), p.heads_q, Traits::kThreads, Traits::kSharedBytes, stream, p);
 }
 
 }  // namespace fdma::sm90

@@ -21,8 +21,10 @@ class BackwardProducer {
     if (!walk.done()) load_keys();
     for (; !walk.done(); walk.advance()) {
       load_query(walk.h, walk.m);
+      // One buffer of dO is free late, long after that of the bias.
+      if constexpr (Traits::kBiased && Traits::kGradOutStages == 1) load_bias(walk.h, walk.m);
       load_grad_out(walk.h, walk.m);
-      if constexpr (Traits::kBiased) load_bias(walk.h, walk.m);
+      if constexpr (Traits::kBiased && Traits::kGradOutStages != 1) load_bias(walk.h, walk.m);
     }
     hand_out_end();
   }
@@ -46,20 +48,23 @@ class BackwardProducer {
     ring.wait_empty(query_at_);
     const int stage = query_at_.stage;
     const Barrier full = ring.full(stage);
+    const int64_t row_tile = block_.first_row_tile() + m;
     const int rank = p_.tile_order != nullptr ? sm80::query_sum_rank<Traits>(p_, block_, h, m) : 0;
     if (lane_ == 0) {
-      shared_.note(stage) = {h, m, rank};
+      shared_.note(stage) = {h, m, rank, static_cast<int>(row_tile * p_.heads_q + h)};
       full.arrive_expecting(Traits::QueryTile::kBytes + Traits::kStatsBytes);
       load_blocks<typename Traits::QueryTile>(launch_.query,
                                               shared_.base + Traits::kQueryOffset + stage * Traits::QueryTile::kBytes,
                                               full, 0, row(m), h, block_.b, Keep::kLast);
-      load_bytes(shared_.stats(stage), p_.stats(block_.first_row_tile() + m, h), Traits::kStatsBytes, full);
+      load_bytes(shared_.stats(stage), p_.stats(row_tile, h), Traits::kStatsBytes, full);
     }
     if (p_.has_mask) {
       // Rows past the end repeat the last one: their weights are zero.
       for (int i = lane_; i < Traits::kQueries; i += 32) {
         const int q = min_of(m * Traits::kQueries + i, block_.sequence.len_q - 1);
-        sm80::copy_async<16>(shared_.mask(stage) + i * 16, p_.mask.row(block_.b, h, q) + block_.k() / 32, 16);
+        constexpr int kBytes = Traits::kMaskWords * 4;
+        sm80::copy_async<kBytes>(shared_.mask(stage) + i * kBytes, p_.mask.row(block_.b, h, q) + block_.k() / 32,
+                                 kBytes);
       }
       full.arrive_after_copies();
     }
@@ -70,14 +75,14 @@ class BackwardProducer {
     const Ring<kStages> ring = shared_.queries();
     ring.wait_empty(query_at_);
     if (lane_ == 0) {
-      shared_.note(query_at_.stage) = {-1, 0, 0};
+      shared_.note(query_at_.stage) = {-1, 0, 0, 0};
       ring.full(query_at_.stage).arrive();
     }
     if (p_.has_mask) ring.full(query_at_.stage).arrive();
   }
 
   FDMA_DEVICE void load_grad_out(int h, int m) {
-    const Ring<kStages> ring = shared_.grad_outs();
+    const Ring<Traits::kGradOutStages> ring = shared_.grad_outs();
     ring.wait_empty(grad_out_at_);
     if (lane_ == 0) {
       const Barrier full = ring.full(grad_out_at_.stage);
@@ -106,7 +111,8 @@ class BackwardProducer {
   const BackwardShared<Traits>& shared_;
   const Block& block_;
   const int lane_;
-  RingPosition<kStages> query_at_, grad_out_at_;
+  RingPosition<kStages> query_at_;
+  RingPosition<Traits::kGradOutStages> grad_out_at_;
   RingPosition<1> bias_at_;
 };
 

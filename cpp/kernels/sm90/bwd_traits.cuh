@@ -17,6 +17,7 @@ struct BackwardLaunch : BackwardParams {
 struct QueryNote {
   int h, m;  // h: -1: there are no more
   int rank;  // deterministic mode: key tiles that add to dQ of the tile before this block
+  int sum;   // of the scratch in which dQ is added up, the tile: row tile * query heads + head
 };
 
 template <typename T_, int kHeadDim_, BiasForm kBias_>
@@ -26,14 +27,16 @@ struct BackwardTraits {
   static constexpr BiasForm kBias = kBias_;
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;
-  static constexpr int kQueries = backward_tile(kHeadDim).queries, kKeys = kBackwardKeys;
+  static constexpr int kQueries = backward_tile(kHeadDim).queries, kKeys = backward_tile(kHeadDim).keys;
   static constexpr int kGroups = kBackwardGroups;
+  static constexpr bool kRoles = kKeys == kGroupRows;  // the groups have the same keys, see BackwardRoles
   static constexpr int kConsumers = kGroups * kGroupThreads, kThreads = kConsumers + kGroupThreads;
   static constexpr int kN = kQueries / 8, kNO = kHeadDim / 8;
-  static constexpr int kStages = 2;
+  static constexpr int kStages = 2, kGradOutStages = kRoles ? 1 : kStages;
   static constexpr int kMaskWords = kKeys / 32;
-  // Clearing what the walk leaves out of a bias gradient takes registers, too.
-  static constexpr int kProducerRegisters = kBiased ? 40 : 24, kConsumerRegisters = kBiased ? 232 : 240;
+  // Clearing what the walk leaves out of a bias gradient takes registers, too, where products leave any.
+  static constexpr int kProducerRegisters = kBiased && !kRoles ? 40 : 24;
+  static constexpr int kConsumerRegisters = kBiased && !kRoles ? 232 : 240;
   static constexpr bool kKeepsSpans =
       kSlots && kQueries == 64;  // in registers, of which wider tiles have none to spare
   static constexpr bool kSplits = kBias == BiasForm::kNone;
@@ -49,16 +52,18 @@ struct BackwardTraits {
   static constexpr int kValueOffset = kKeyOffset + KeyTile::kBytes;
   static constexpr int kQueryOffset = kValueOffset + KeyTile::kBytes;
   static constexpr int kGradOutOffset = kQueryOffset + kStages * QueryTile::kBytes;
-  static constexpr int kScoreOffset = kGradOutOffset + kStages * QueryTile::kBytes;  // dS
-  static constexpr int kScoreStages = kBiased && kQueries == 128 ? 1 : 2;
+  static constexpr int kScoreOffset = kGradOutOffset + kGradOutStages * QueryTile::kBytes;  // dS
+  static constexpr int kScoreStages = kRoles || (kBiased && kQueries == 128) ? 1 : 2;
   static constexpr int kBiasOffset = kScoreOffset + kScoreStages * ScoreTile::kBytes;
   static constexpr int kSumOffset = kBiasOffset + (kBiased ? ScoreTile::kBytes : 0);
-  static constexpr int kStatsOffset = kSumOffset + kConsumers / 32 * Sum::kWarpElements * 4;
+  static constexpr int kSumStages = kConsumers / 32 + (kRoles ? 4 : 0);  // of the second group's warps, two each
+  static constexpr int kStatsOffset = kSumOffset + kSumStages * Sum::kWarpElements * 4;
   static constexpr int kMaskOffset = kStatsOffset + kStages * kStatsBytes;
   static constexpr int kNoteOffset = kMaskOffset + kStages * kMaskBytes;
   static constexpr int kSequenceOffset = kNoteOffset + kStages * 16;
   static constexpr int kRingOffset = kSequenceOffset + round_up(static_cast<int>(sizeof(Sequence)), 16);
-  static constexpr int kSharedBytes = kRingOffset + (2 * kStages + 1 + 1) * 16;
+  static constexpr int kSharedBytes = kRingOffset + (kStages + kGradOutStages + 1 + 1) * 16;
+  static_assert(kSharedBytes <= 227 * 1024);
 };
 
 // The block's shared memory by name.
@@ -74,15 +79,15 @@ struct BackwardShared {
   FDMA_DEVICE uint32_t stats(int stage) const { return base + Traits::kStatsOffset + stage * Traits::kStatsBytes; }
   FDMA_DEVICE uint32_t mask(int stage) const { return base + Traits::kMaskOffset + stage * Traits::kMaskBytes; }
   FDMA_DEVICE Ring<kStages> queries() const { return {base + Traits::kRingOffset}; }  // Q, its statistics and mask
-  FDMA_DEVICE Ring<kStages> grad_outs() const { return {queries().address + Ring<kStages>::kBytes}; }
-  FDMA_DEVICE Ring<1> biases() const { return {grad_outs().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<Traits::kGradOutStages> grad_outs() const { return {queries().address + Ring<kStages>::kBytes}; }
+  FDMA_DEVICE Ring<1> biases() const { return {grad_outs().address + Ring<Traits::kGradOutStages>::kBytes}; }
   FDMA_DEVICE Barrier keys() const { return {biases().address + Ring<1>::kBytes}; }
 
   FDMA_DEVICE void init_barriers(bool has_mask) const {
     constexpr int kWarps = Traits::kConsumers / 32;
     queries().init(has_mask ? 33 : 1, kWarps);
     grad_outs().init(1, kWarps);
-    biases().init(1, kWarps);
+    biases().init(1, Traits::kRoles ? kWarps / 2 : kWarps);
     keys().init(1);
     publish_barriers();
   }

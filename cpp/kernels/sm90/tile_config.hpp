@@ -18,13 +18,16 @@ constexpr ForwardTile forward_tile(int head_dim, bool adds) {
   return {2, 64, 240, 24};
 }
 
-// Two warpgroups of consumers, 64 keys each.
+// Two warpgroups of consumers: with 128 keys each has 64 of them; with 64, where the sums of dK and dV of 64 keys do
+// not both fit the registers of one, each has the same keys and one of the sums.
 struct BackwardTile {
-  int queries;
+  int queries, keys;
 };
-constexpr int kBackwardKeys = 128, kBackwardGroups = 2;
-constexpr BackwardTile backward_tile(int head_dim) { return {head_dim <= 64 ? 128 : 64}; }
-// Larger head dims have no room for the sums of dK and dV in registers.
-constexpr bool has_backward(int head_dim) { return head_dim <= 128; }
+constexpr int kBackwardGroups = 2;
+constexpr BackwardTile backward_tile(int head_dim) {
+  if (head_dim <= 64) return {128, 128};
+  if (head_dim <= 128) return {64, 128};
+  return {64, 64};
+}
 
 }  // namespace fdma::sm90

@@ -57,16 +57,16 @@ FDMA_DEVICE void scale_and_shift(float (&x)[1][kN][4], float factor, const float
 }
 
 // Hides the scores whose bit is zero. `words`: the word with the warp's first key, of the first query, in shared
-// memory; queries are 16 bytes apart; `bit`: of the first key in it, 0 or 16.
-template <int kN>
+// memory; queries are kPitch bytes apart; `bit`: of the first key in it, 0 or 16.
+template <int kPitch, int kN>
 FDMA_DEVICE void apply_transposed_mask(float (&x)[1][kN][4], uint32_t words, int bit, int lane) {
-  const uint32_t address = words + lane % 4 * 2 * 16;
+  const uint32_t address = words + lane % 4 * 2 * kPitch;
   const int shift = bit + lane / 4;
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const uint32_t mine = sm80::load_shared_4(address + (8 * j + c) * 16) >> shift;
+      const uint32_t mine = sm80::load_shared_4(address + (8 * j + c) * kPitch) >> shift;
       if (!(mine & 1u)) x[0][j][c] = -INFINITY;
       if (!(mine & 0x100u)) x[0][j][2 + c] = -INFINITY;
     }

@@ -62,6 +62,14 @@ struct ColumnOperand {
   FDMA_DEVICE uint64_t at(int step, int offset = 0) const { return first + ((step * 16 * 128 + offset) >> 4); }
 };
 
+// The same operand, whose descriptors the compiler makes here and does not keep from step to step of a loop: it would,
+// of one that does not change, and there are not enough registers for it.
+template <typename Operand>
+FDMA_DEVICE Operand anew(Operand operand) {
+  asm volatile("" : "+l"(operand.first));
+  return operand;
+}
+
 namespace detail {
 using cute::SM90::GMMA::Major;
 // The instructions that are used, by dtype and columns.

@@ -1,5 +1,6 @@
 // Kernels that the GPU at hand would not take by itself: the portable ones, and of these the tiles for GPUs that give a
-// block 99 KB of shared memory (sm_86, sm_89, sm_120).
+// block 99 KB of shared memory (sm_86, sm_89, sm_120). And calls as Hopper's own kernels take them, in both modes of
+// backward.
 #include <gtest/gtest.h>
 
 #include <tuple>
@@ -44,6 +45,42 @@ std::vector<AttentionCase> cases() {
   return all;
 }
 
+// What Hopper's own backward serves: rows of a bias start at multiples of 16 bytes. Head dims of its kernel of 64 keys,
+// whose warpgroups share them, beside one of those with 128.
+std::vector<AttentionCase> aligned_cases() {
+  using C = AttentionCase;
+  const ScoreShape keys_only = {kFull, kKv, kOne, kFull};
+  std::vector<AttentionCase> all;
+  for (int64_t dim : {128, 136, 200, 256}) {
+    const auto make = [&](const char* name) {
+      return C(name + ("_dim_" + std::to_string(dim))).dim(dim).lengths(200, 328).heads(4, 2);
+    };
+    all.push_back(make("plain"));
+    all.push_back(make("causal").causal().grad_lse());
+    all.push_back(make("long_queries").lengths(1300, 300));
+    all.push_back(make("mask").mask(FDMA_BOOL));
+    all.push_back(make("blocks").mask(FDMA_BOOL, {}, MaskPattern::kBlocks).lengths(300, 1500).causal());
+    all.push_back(make("bias").bias(FDMA_BFLOAT16));
+    all.push_back(make("bias_hides").bias(FDMA_BFLOAT16).hiding_bias().causal());
+    all.push_back(make("shared_bias").bias(FDMA_BFLOAT16, {kOne, kKv, kFull, kFull}));
+    all.push_back(make("full").causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
+    all.push_back(make("full_blocks").mask(FDMA_BOOL, {}, MaskPattern::kBlocks).bias(FDMA_BFLOAT16).lengths(300, 504));
+    all.push_back(make("interval").lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
+    all.push_back(make("columns").lists(FDMA_MASK_COLUMNS).bias(FDMA_FLOAT32, keys_only).causal());
+    all.push_back(make("interval_without_bias").lists(FDMA_MASK_INTERVAL));
+    all.push_back(make("only_query_gradient").bias(FDMA_BFLOAT16).gradients(true, false, false, false));
+    all.push_back(make("without_query_gradient").bias(FDMA_BFLOAT16).gradients(false, true, true, true));
+    const auto sequences = [&](const char* name) {
+      return make(name).sequences({70, 33, 90, 1, 12, 129}, {70, 104, 40, 50, 0, 64}).slack(5, 6);
+    };
+    all.push_back(sequences("sequences"));
+    all.push_back(sequences("sequences_padded").padded().causal());
+    all.push_back(sequences("sequences_full").causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
+    all.push_back(sequences("sequences_interval").lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
+  }
+  return all;
+}
+
 // For the calls of this thread, in a scope.
 class UseKernels {
  public:
@@ -76,7 +113,9 @@ TEST_P(KernelFamiliesGpu, MatchReference) {
 
 std::string family_name(const testing::TestParamInfo<Parameter>& info) {
   const auto& [c, family, deterministic] = info.param;
-  const char* name = family == cuda::KernelFamily::kPortable ? "_portable" : "_small_tiles";
+  const char* name = family == cuda::KernelFamily::kPortable     ? "_portable"
+                     : family == cuda::KernelFamily::kSmallTiles ? "_small_tiles"
+                                                                 : "_best";
   return c.name + name + (deterministic ? "_deterministic" : "");
 }
 
@@ -85,6 +124,10 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::ValuesIn(cases()),
                      testing::Values(cuda::KernelFamily::kPortable, cuda::KernelFamily::kSmallTiles), testing::Bool()),
     family_name);
+INSTANTIATE_TEST_SUITE_P(Aligned, KernelFamiliesGpu,
+                         testing::Combine(testing::ValuesIn(aligned_cases()),
+                                          testing::Values(cuda::KernelFamily::kBest), testing::Bool()),
+                         family_name);
 
 }  // namespace
 }  // namespace fdma::test
