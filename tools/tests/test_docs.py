@@ -4,15 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from tools.built_library import LIBRARY, LIBRARY_DIR, stale_reason
 from tools.source_digest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
-# Where libfdma.so is: tools/test.sh builds it here; FDMA_LIBRARY_DIR names another build.
-LIBRARY_DIR = Path(os.environ.get("FDMA_LIBRARY_DIR", ROOT / "build" / "test" / "cpp"))
 
 
 def blocks(language: str) -> list:
@@ -47,8 +45,11 @@ def prefix(tmp_path_factory):
     """Where libfdma is installed."""
     if COMPILER is None or shutil.which("cmake") is None:
         pytest.skip("no C compiler or no cmake")
-    if not (LIBRARY_DIR / "libfdma.so").exists():
-        pytest.skip(f"no libfdma.so in {LIBRARY_DIR}")
+    if not LIBRARY.exists():
+        pytest.skip(f"no {LIBRARY}")
+    reason = stale_reason(LIBRARY)
+    if reason is not None:
+        pytest.fail(reason)
     folder = tmp_path_factory.mktemp("installed")
     for component in ("runtime", "dev"):
         install = ["cmake", "--install", LIBRARY_DIR.parent, "--component", component, "--prefix", folder]
