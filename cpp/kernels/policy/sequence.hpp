@@ -65,7 +65,9 @@ struct SequenceView {
     const int64_t first = joined > 0 ? 0 : boundary(cu, b);
     const int64_t begin = in_a_row ? max_of<int64_t>(0, min_of(first, rows)) : 0;
     const int64_t longest = min_of<int64_t>(max, rows - begin);
-    return {static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, joined > 0 ? joined : b + 1) - first, longest))), begin};
+    return {
+        static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, joined > 0 ? joined : b + 1) - first, longest))),
+        begin};
   }
 };
 
