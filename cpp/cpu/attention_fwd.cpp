@@ -4,10 +4,6 @@
 // block sees is passed over before its keys, values and bias are touched, and a (query tile, key tile) pair without a
 // visible score costs no arithmetic. How rows are grouped into blocks changes no bit of the result, so neither does the
 // number of threads.
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
 #include <vector>
 
 #include "cpu/pack_mask.hpp"
@@ -15,6 +11,7 @@
 #include "cpu/query_blocks.hpp"
 #include "cpu/score_rule.hpp"
 #include "cpu/slots.hpp"
+#include "cpu/softmax_rows.hpp"
 #include "cpu/tensor_rows.hpp"
 #include "cpu/tile_kernels.hpp"
 #include "cpu/unreached_rows.hpp"
@@ -23,17 +20,8 @@
 namespace fdma::cpu {
 namespace {
 
-constexpr int64_t kPartialSums = 16;
-
 // Scratch of one thread.
-struct Scratch {
-  float* query;       // [rows][row]
-  float* acc;         // [rows][row]
-  float* scores;      // [rows][kTile], then probabilities
-  float* key;         // [D][kTile], transposed
-  float* value;       // [kTile][row]
-  float* row_max;     // [rows]
-  float* row_sum;     // [rows][kPartialSums]
+struct Scratch : SoftmaxRows {
   uint64_t* visible;  // [kTile]
   char* paged;        // rows of keys or values out of pages
 };
@@ -41,7 +29,7 @@ struct Scratch {
 class Forward {
  public:
   Forward(const ForwardProblem& problem, const void* packed_mask)
-      : p_(problem), visibility_(problem, packed_mask), kernels_(tile_kernels()), row_(padded_head_dim(p_.head_dim)) {}
+      : p_(problem), visibility_(problem, packed_mask), kernels_(tile_kernels()) {}
 
   void run(const QueryBlock& block, const Scratch& scratch) const;
 
@@ -53,7 +41,6 @@ class Forward {
   const ForwardProblem& p_;
   Visibility visibility_;
   const TileKernels& kernels_;
-  int64_t row_;  // floats to a row of a query, value or output tile
 };
 
 void Forward::run(const QueryBlock& block, const Scratch& scratch) const {
@@ -68,11 +55,9 @@ void Forward::load_queries(const QueryBlock& block, const Scratch& scratch) cons
   for (int64_t i = 0; i < block.count; ++i) {
     const QueryTile& tile = block.tiles[i];
     kernels_.load_rows(query_rows(p_, p_.query, block.sequence, tile.index * kTile, tile.head, tile.rows), p_.head_dim,
-                       scratch.query + tile.first_row * row_, row_);
+                       scratch.query + tile.first_row * scratch.row, scratch.row);
   }
-  std::fill_n(scratch.acc, block.rows() * row_, 0.0f);
-  std::fill_n(scratch.row_sum, block.rows() * kPartialSums, 0.0f);
-  std::fill_n(scratch.row_max, block.rows(), -std::numeric_limits<float>::infinity());
+  scratch.begin(block.rows());
 }
 
 // One key tile for all query tiles of the block that see something of it.
@@ -91,7 +76,7 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
     return gathered_key_rows(p_, view, block.sequence, k0, block.kv_head, keys, s.paged);
   };
   kernels_.load_transposed(rows_of(p_.key), p_.head_dim, s.key);
-  kernels_.load_rows(rows_of(p_.value), p_.head_dim, s.value, row_);
+  kernels_.load_rows(rows_of(p_.value), p_.head_dim, s.value, s.row);
 
   for (int64_t begin = 0, end = 0; begin < block.count; begin = end + 1) {
     int64_t rows = 0;  // of neighbouring active tiles, which share the products; tile `end` is not active
@@ -99,52 +84,39 @@ void Forward::step(const QueryBlock& block, int64_t k_tile, const Scratch& s) co
     if (rows == 0) continue;
     const int64_t first = block.tiles[begin].first_row;
 
-    kernels_.multiply(rows, kTile, p_.head_dim, s.query + first * row_, row_, 1, s.key, kTile, s.scores + first * kTile,
-                      kTile, false);
+    kernels_.multiply(rows, kTile, p_.head_dim, s.query + first * s.row, s.row, 1, s.key, kTile,
+                      s.scores + first * kTile, kTile, false);
     for (int64_t i = begin; i < end; ++i) {
       const QueryTile& tile = block.tiles[i];
       const ScoreRule rule = score_rule(p_, visibility_, block.sequence, tile, k_tile, s.visible);
       kernels_.softmax(rule, s.scores + tile.first_row * kTile, s.row_max + tile.first_row,
-                       s.row_sum + tile.first_row * kPartialSums, s.acc + tile.first_row * row_, row_, p_.head_dim);
+                       s.row_sum + tile.first_row * SoftmaxRows::kPartialSums, s.acc + tile.first_row * s.row, s.row,
+                       p_.head_dim);
     }
-    kernels_.multiply(rows, p_.head_dim, keys, s.scores + first * kTile, kTile, 1, s.value, row_, s.acc + first * row_,
-                      row_, true);
+    kernels_.multiply(rows, p_.head_dim, keys, s.scores + first * kTile, kTile, 1, s.value, s.row,
+                      s.acc + first * s.row, s.row, true);
   }
 }
 
 void Forward::store_output(const QueryBlock& block, const QueryTile& tile, const Scratch& scratch) const {
   const int64_t q0 = tile.index * kTile;
-  float inverse_sums[kTile];
+  float* lse = p_.lse == nullptr ? nullptr : p_.lse + p_.row_statistic(block.sequence, tile.head, q0);
+  float factors[kTile];
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const float* partial = scratch.row_sum + (tile.first_row + r) * kPartialSums;
-    const float sum = std::accumulate(partial, partial + kPartialSums, 0.0f);
-    inverse_sums[r] = sum == 0.0f ? 0.0f : 1.0f / sum;  // 0: the row sees nothing
-    if (p_.lse != nullptr) {
-      float* lse = p_.lse + p_.row_statistic(block.sequence, tile.head, q0);
-      lse[r] = scratch.row_max[tile.first_row + r] + std::log(sum);  // -inf for such a row
-    }
+    factors[r] = scratch.finish(tile.first_row + r, lse == nullptr ? nullptr : lse + r);
   }
   const TensorRows out = query_rows(p_, p_.out, block.sequence, q0, tile.head, tile.rows);
-  kernels_.store_rows(scratch.acc + tile.first_row * row_, row_, inverse_sums, p_.head_dim, out);
+  kernels_.store_rows(scratch.acc + tile.first_row * scratch.row, scratch.row, factors, p_.head_dim, out);
 }
 
 // The call as it is described: keys have been put in order where the mask asks for it.
 void run_forward(const ForwardProblem& problem, Workspace& workspace) {
   const void* mask = packed_mask(problem, workspace);
   const QueryBlocks blocks(problem, 4.0 * static_cast<double>(problem.head_dim));
-  const int64_t rows = blocks.max_rows();
-  const int64_t row = padded_head_dim(problem.head_dim);
   std::vector<Scratch> scratch(static_cast<size_t>(blocks.threads()));
   for (Scratch& s : scratch) {
-    s.query = workspace.take<float>(rows * row);
-    s.acc = workspace.take<float>(rows * row);
-    s.scores = workspace.take<float>(rows * kTile);
-    s.key = workspace.take<float>(problem.head_dim * kTile);
-    s.value = workspace.take<float>(kTile * row);
-    s.row_max = workspace.take<float>(rows);
-    s.row_sum = workspace.take<float>(rows * kPartialSums);
-    s.visible = workspace.take<uint64_t>(kTile);
-    s.paged = workspace.take<char>(paged_tile_bytes(problem));
+    s = {SoftmaxRows(blocks.max_rows(), problem.head_dim, workspace), workspace.take<uint64_t>(kTile),
+         workspace.take<char>(paged_tile_bytes(problem))};
   }
   if (workspace.counting()) return;
   const Forward forward(problem, mask);

@@ -1,14 +1,13 @@
 // Decode on the CPU: first the selections, then attention on the keys that were selected, 64 of them at a time brought
 // together from wherever they lie. Work items are units of queries that share their keys (host/decode_problem.hpp).
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "cpu/parallel.hpp"
 #include "cpu/select.hpp"
+#include "cpu/softmax_rows.hpp"
 #include "cpu/tile_kernels.hpp"
 #include "host/backend.hpp"
 #include "host/dtype.hpp"
@@ -16,18 +15,10 @@
 namespace fdma::cpu {
 namespace {
 
-constexpr int64_t kPartialSums = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Scratch of one thread of attention.
-struct Scratch {
-  float* query;       // [rows][row]
-  float* acc;         // [rows][row]
-  float* scores;      // [rows][kTile], then probabilities
-  float* key;         // [D][kTile], transposed
-  float* value;       // [kTile][row]
-  float* row_max;     // [rows]
-  float* row_sum;     // [rows][kPartialSums]
+struct Scratch : SoftmaxRows {
   uint64_t* visible;  // [rows]
   float* bias;        // [kTile]
   int32_t* keys;      // [kTile]
@@ -46,11 +37,7 @@ class Decode {
  public:
   // `columns` (lists, keep) and `counts` (lists) are scratch, null where nothing is selected.
   Decode(const DecodeProblem& problem, int32_t* columns, int32_t* counts)
-      : p_(problem),
-        kernels_(tile_kernels()),
-        row_(padded_head_dim(problem.head_dim)),
-        columns_(columns),
-        counts_(counts) {}
+      : p_(problem), kernels_(tile_kernels()), columns_(columns), counts_(counts) {}
 
   void select(int64_t list, const SelectScratch& scratch) const;
   void attend(int64_t index, const Scratch& scratch) const;
@@ -79,7 +66,6 @@ class Decode {
 
   const DecodeProblem& p_;
   const TileKernels& kernels_;
-  int64_t row_;  // floats to a row of a query, value or output tile
   int32_t *columns_, *counts_;
 };
 
@@ -118,11 +104,9 @@ void Decode::load_queries(const Unit& unit, const Scratch& s) const {
   for (int64_t first = 0; first < unit.rows; first += unit.queries) {
     const TensorRows rows =
         rows_of(p_.query, unit.batch, unit.first_query, unit.first_head + first / unit.queries, unit.queries);
-    kernels_.load_rows(rows, p_.head_dim, s.query + first * row_, row_);
+    kernels_.load_rows(rows, p_.head_dim, s.query + first * s.row, s.row);
   }
-  std::fill_n(s.acc, unit.rows * row_, 0.0f);
-  std::fill_n(s.row_sum, unit.rows * kPartialSums, 0.0f);
-  std::fill_n(s.row_max, unit.rows, -kInfinity);
+  s.begin(unit.rows);
 }
 
 // Up to kTile keys from `next` on, in the list of a selection or among all keys, and their biases. Keys that the bias
@@ -160,8 +144,8 @@ TensorRows Decode::gather(const Unit& unit, const View4& view, int64_t count, co
 // Attention of all rows on the `count` keys that are at hand.
 void Decode::step(const Unit& unit, int64_t count, const Scratch& s) const {
   kernels_.load_transposed(gather(unit, p_.key, count, s), p_.head_dim, s.key);
-  kernels_.load_rows(gather(unit, p_.value, count, s), p_.head_dim, s.value, row_);
-  kernels_.multiply(unit.rows, kTile, p_.head_dim, s.query, row_, 1, s.key, kTile, s.scores, kTile, false);
+  kernels_.load_rows(gather(unit, p_.value, count, s), p_.head_dim, s.value, s.row);
+  kernels_.multiply(unit.rows, kTile, p_.head_dim, s.query, s.row, 1, s.key, kTile, s.scores, kTile, false);
 
   const uint64_t all = count == kTile ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
   for (int64_t r = 0; r < unit.rows; ++r) {
@@ -181,18 +165,16 @@ void Decode::step(const Unit& unit, int64_t count, const Scratch& s) const {
   rule.bias = unit.bias_row == nullptr ? nullptr : s.bias;
   rule.bias_dtype = FDMA_FLOAT32;
   rule.bias_key_stride = 1;
-  kernels_.softmax(rule, s.scores, s.row_max, s.row_sum, s.acc, row_, p_.head_dim);
-  kernels_.multiply(unit.rows, p_.head_dim, count, s.scores, kTile, 1, s.value, row_, s.acc, row_, true);
+  kernels_.softmax(rule, s.scores, s.row_max, s.row_sum, s.acc, s.row, p_.head_dim);
+  kernels_.multiply(unit.rows, p_.head_dim, count, s.scores, kTile, 1, s.value, s.row, s.acc, s.row, true);
 }
 
 void Decode::store(const Unit& unit, const Scratch& s) const {
   for (int64_t r = 0; r < unit.rows; ++r) {
     const int64_t head = unit.first_head + r / unit.queries, q = unit.first_query + r % unit.queries;
-    const float* partial = s.row_sum + r * kPartialSums;
-    const float sum = std::accumulate(partial, partial + kPartialSums, 0.0f);
-    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;  // 0: the row sees nothing
-    kernels_.store_rows(s.acc + r * row_, row_, &inverse, p_.head_dim, rows_of(p_.out, unit.batch, q, head, 1));
-    if (p_.lse != nullptr) p_.lse[(unit.batch * p_.heads_q + head) * p_.len_q + q] = s.row_max[r] + std::log(sum);
+    float* lse = p_.lse == nullptr ? nullptr : p_.lse + (unit.batch * p_.heads_q + head) * p_.len_q + q;
+    const float factor = s.finish(r, lse);
+    kernels_.store_rows(s.acc + r * s.row, s.row, &factor, p_.head_dim, rows_of(p_.out, unit.batch, q, head, 1));
   }
 }
 
@@ -209,20 +191,9 @@ void Decode::attend(int64_t index, const Scratch& scratch) const {
 }
 
 Scratch take_scratch(const DecodeProblem& p, Workspace& workspace) {
-  const int64_t rows = p.unit_rows(), row = padded_head_dim(p.head_dim);
-  Scratch s{};
-  s.query = workspace.take<float>(rows * row);
-  s.acc = workspace.take<float>(rows * row);
-  s.scores = workspace.take<float>(rows * kTile);
-  s.key = workspace.take<float>(p.head_dim * kTile);
-  s.value = workspace.take<float>(kTile * row);
-  s.row_max = workspace.take<float>(rows);
-  s.row_sum = workspace.take<float>(rows * kPartialSums);
-  s.visible = workspace.take<uint64_t>(rows);
-  s.bias = workspace.take<float>(kTile);
-  s.keys = workspace.take<int32_t>(kTile);
-  s.gathered = workspace.take<char>(kTile * p.head_dim * dtype_size(p.dtype));
-  return s;
+  return {SoftmaxRows(p.unit_rows(), p.head_dim, workspace), workspace.take<uint64_t>(p.unit_rows()),
+          workspace.take<float>(kTile), workspace.take<int32_t>(kTile),
+          workspace.take<char>(kTile * p.head_dim * dtype_size(p.dtype))};
 }
 
 }  // namespace

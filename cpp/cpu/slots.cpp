@@ -112,7 +112,7 @@ void SlotCall::describe(AttentionProblem& problem) const {
   problem.heads_kv = problem.slot_heads();
   if (problem.sequences.packed) {
     // One sequence, which ends where the last of them does: spans tell them apart.
-    problem.sequences.step = problem.batch;
+    problem.sequences.joined = problem.batch;
     problem.batch = 1;
     problem.len_q = problem.rows_q();
   }

@@ -3,6 +3,25 @@
 #include "build_config.hpp"
 
 namespace fdma {
+namespace {
+
+// Runs a problem by the function of its device. A build without CUDA has checked that no problem is there, and of the
+// CPU there is no stream, as fdma/types.h says.
+template <typename Problem>
+void run_on_device(const Problem& problem, Workspace& workspace, fdma_stream stream,
+                   void (*on_cuda)(const Problem&, Workspace&, fdma_stream),
+                   void (*on_cpu)(const Problem&, Workspace&)) {
+  if (on_cuda != nullptr && problem.device.type == FDMA_DEVICE_CUDA) return on_cuda(problem, workspace, stream);
+  on_cpu(problem, workspace);
+}
+
+#if defined(FDMA_WITH_CUDA)
+#define FDMA_BACKENDS(operation) cuda::operation, cpu::operation
+#else
+#define FDMA_BACKENDS(operation) nullptr, cpu::operation
+#endif
+
+}  // namespace
 
 std::string device_unsupported_reason(fdma_device device) {
   if (device.type == FDMA_DEVICE_CPU) return {};
@@ -15,66 +34,33 @@ std::string device_unsupported_reason(fdma_device device) {
 }
 
 void run(const ForwardProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::forward(problem, workspace, stream);
-#else
-  (void)stream;  // the CPU has none, as fdma/types.h says
-#endif
-  cpu::forward(problem, workspace);
+  run_on_device<ForwardProblem>(problem, workspace, stream, FDMA_BACKENDS(forward));
 }
 
 void run(const BackwardProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::backward(problem, workspace, stream);
-#else
-  (void)stream;
-#endif
-  cpu::backward(problem, workspace);
+  run_on_device<BackwardProblem>(problem, workspace, stream, FDMA_BACKENDS(backward));
 }
 
 void run(const SelectProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::select(problem, workspace, stream);
-#else
-  (void)stream;
-#endif
-  cpu::select(problem, workspace);
+  run_on_device<SelectProblem>(problem, workspace, stream, FDMA_BACKENDS(select));
 }
 
 void run(const PackMaskProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::pack_mask(problem, workspace, stream);
-#else
-  (void)stream;
-#endif
-  cpu::pack_mask(problem, workspace);
+  run_on_device<PackMaskProblem>(problem, workspace, stream, FDMA_BACKENDS(pack_mask));
 }
 
 void run(const DecodeProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::decode(problem, workspace, stream);
-#else
-  (void)stream;
-#endif
-  cpu::decode(problem, workspace);
+  run_on_device<DecodeProblem>(problem, workspace, stream, FDMA_BACKENDS(decode));
 }
 
 void run(const CacheAppendProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::cache_append(problem, workspace, stream);
-#else
-  (void)stream;
-#endif
-  cpu::cache_append(problem, workspace);
+  run_on_device<CacheAppendProblem>(problem, workspace, stream, FDMA_BACKENDS(cache_append));
 }
 
 void run(const CacheGatherProblem& problem, Workspace& workspace, fdma_stream stream) {
-#if defined(FDMA_WITH_CUDA)
-  if (problem.device.type == FDMA_DEVICE_CUDA) return cuda::cache_gather(problem, workspace, stream);
-#else
-  (void)stream;
-#endif
-  cpu::cache_gather(problem, workspace);
+  run_on_device<CacheGatherProblem>(problem, workspace, stream, FDMA_BACKENDS(cache_gather));
 }
+
+#undef FDMA_BACKENDS
 
 }  // namespace fdma

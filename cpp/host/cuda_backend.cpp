@@ -231,7 +231,7 @@ void forward(const ForwardProblem& problem, Workspace& workspace, fdma_stream st
   params.tail = forward_tail(params, kernels, device);
   if (params.tail.any()) {
     SplitParts& parts = params.tail_parts;
-    parts.rows = int64_t{params.tail.tiles} * sm90::forward_tile(kernels.head_dim, false).queries();
+    parts.rows = int64_t{params.tail.tiles} * equal_tile(params, kernels).queries();
     parts.out = workspace.take<float>(params.tail.parts * parts.rows * params.head_dim);
     parts.lse = workspace.take<float>(params.tail.parts * parts.rows);
   }

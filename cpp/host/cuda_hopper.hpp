@@ -34,6 +34,10 @@ inline bool has_equal_tiles(const AttentionParams& p) {
   return !p.has_mask && p.slots.spans == nullptr && p.bias.data == nullptr && !p.sequences.varies() && len_q > 0 &&
          len_k > 0 && (!p.is_causal || len_k >= 4 * len_q);
 }
+// The tile of the forward kernel for equal tiles.
+inline sm90::ForwardTile equal_tile(const ForwardParams& p, const AttentionKernels& kernels) {
+  return sm90::forward_tile(kernels.head_dim, p.softcap != 0);
+}
 // How Hopper's kernels cut the last of their tiles, should they serve the call: that follows from addresses, too, and
 // scratch is asked for without.
 inline TailSplit forward_tail(const ForwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
@@ -41,7 +45,7 @@ inline TailSplit forward_tail(const ForwardParams& p, const AttentionKernels& ke
     return {};
   }
   constexpr int kFewestTiles = 4;  // of keys, in a part
-  const sm90::ForwardTile tile = sm90::forward_tile(kernels.head_dim, false);
+  const sm90::ForwardTile tile = equal_tile(p, kernels);
   const int64_t tiles = ceil_div<int64_t>(p.sequences.max_q, tile.queries()) * p.heads_q * p.batch;
   return TailSplit::choose(tiles, device.multiprocessors,
                            ceil_div<int64_t>(p.sequences.max_k, tile.keys) / kFewestTiles);

@@ -94,7 +94,6 @@ inline SequenceView sequence_view(const AttentionProblem& problem) {
   view.cu_q = given.cu_q;
   view.cu_k = given.cu_k;
   view.is_64bit = given.is_64bit;
-  view.step = given.step;
   view.packed = given.packed;
   view.paged = static_cast<bool>(problem.pages);
   view.rows_q = given.rows_q;

@@ -24,10 +24,12 @@ void take_listed(KeyListView& lists, Workspace& workspace) {
   if (!lists.is_interval) lists.listed = workspace.take<uint8_t>(lists.all_keys());
 }
 
-// Packed sequences are one sequence to the kernels, which ends where the last of them does: spans tell them apart.
+// Packed sequences are one sequence to the kernels, which ends where the last of them does: spans tell them apart. Keys
+// are slots, all of them: no value of cu_seqlens, which nobody has checked, leaves one without a gradient.
 void join_sequences(const AttentionProblem& problem, AttentionParams& params) {
   if (!problem.sequences.packed) return;
-  params.sequences.step = problem.batch;
+  params.sequences.joined = problem.batch;
+  params.sequences.cu_k = nullptr;
   params.sequences.max_q = narrow(problem.rows_q(), "the number of queries");
   params.batch = 1;
 }

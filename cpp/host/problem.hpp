@@ -50,7 +50,7 @@ struct SequenceProblem {
   const void* cu_q = nullptr;  // batch + 1 values, on the call's device; null: all sequences have len_q and len_k
   const void* cu_k = nullptr;
   bool is_64bit = false;  // int64 values, else int32
-  int64_t step = 1;       // values from one sequence to the next; their number makes one sequence of all packed ones
+  int64_t joined = 0;     // packed sequences that are one; 0: none
   bool packed = false;    // query-like tensors, and key-like ones without pages, have stride 0 in the batch dimension
   int64_t rows_q = 0;     // rows of query-like tensors: total_q when packed, L when padded
   int64_t rows_k = 0;     // the same of key-like tensors; with pages, the keys that the pages of one sequence hold
@@ -59,12 +59,13 @@ struct SequenceProblem {
   // Values that the host can read.
   int64_t begin_q(int64_t b) const { return value(cu_q, b); }
   int64_t begin_k(int64_t b) const { return value(cu_k, b); }
-  int64_t length_q(int64_t b) const { return value(cu_q, b + 1) - value(cu_q, b); }
-  int64_t length_k(int64_t b) const { return value(cu_k, b + 1) - value(cu_k, b); }
+  int64_t length_q(int64_t b) const { return end(cu_q, b) - begin_q(b); }
+  int64_t length_k(int64_t b) const { return end(cu_k, b) - begin_k(b); }
 
  private:
+  int64_t end(const void* cu, int64_t b) const { return value(cu, joined > 0 ? joined : b + 1); }
   int64_t value(const void* cu, int64_t b) const {
-    return is_64bit ? static_cast<const int64_t*>(cu)[b * step] : static_cast<const int32_t*>(cu)[b * step];
+    return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
   }
 };
 

@@ -75,19 +75,12 @@ nb::object attention_forward(nb::handle query, nb::handle key, nb::handle value,
   params.out = read_on(params.device, out, "out");
   params.lse = read_optional(params.device, lse, "lse");
 
-  size_t bytes = 0;
-  check(fdma_attention_forward_workspace_size(&params, &bytes));
   nb::object packed_mask = nb::none();
   if (keep_mask && params.mask.kind == FDMA_MASK_DENSE) {
+    check(fdma_attention_forward_supported(&params));
     packed_mask = allocate_packed_mask(params, query, allocate);
-    check(fdma_attention_forward_workspace_size(&params, &bytes));
   }
-  const Scratch scratch(bytes, params.device, query, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_attention_forward(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check(status);
+  run(params, fdma_attention_forward_workspace_size, fdma_attention_forward, query, stream, allocate);
   return packed_mask;
 }
 
@@ -110,15 +103,7 @@ void attention_backward(nb::handle grad_out, nb::handle grad_lse, nb::handle que
   params.grad_key = read_optional(params.device, grad_key, "grad_key");
   params.grad_value = read_optional(params.device, grad_value, "grad_value");
   params.grad_bias = read_optional(params.device, grad_bias, "grad_bias");
-
-  size_t bytes = 0;
-  check(fdma_attention_backward_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, params.device, query, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_attention_backward(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check(status);
+  run(params, fdma_attention_backward_workspace_size, fdma_attention_backward, query, stream, allocate);
 }
 
 }  // namespace

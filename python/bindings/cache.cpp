@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "call.hpp"
-#include "error.hpp"
 #include "fdma/cache.h"
 #include "tensor.hpp"
 
@@ -12,56 +11,37 @@ namespace {
 
 constexpr const char* kFirst = "cache.key";
 
-// (key, value, bias, position).
+// What append and gather have in common: `cache` is (key, value, bias, position), the others are tokens on their way.
 template <typename Params>
-void read_cache(Params& params, nb::handle cache) {
-  const TensorView key = read_tensor(cache[0], kFirst);
-  params.device = key.device;
-  params.cache.key = key.tensor;
+void read_inputs(Params& params, nb::handle cache, nb::handle key, nb::handle value, nb::handle attn_bias,
+                 int32_t num_threads) {
+  const TensorView first = read_tensor(cache[0], kFirst);
+  params.device = first.device;
+  params.cache.key = first.tensor;
   params.cache.value = read_on(params.device, cache[1], "cache.value", DtypeSet::kNumbers, kFirst);
   params.cache.bias = read_on(params.device, cache[2], "cache.bias", DtypeSet::kNumbers, kFirst);
   params.cache.position = read_on(params.device, cache[3], "cache.position", DtypeSet::kNumbers, kFirst);
+  params.key = read_on(params.device, key, "key", DtypeSet::kNumbers, kFirst);
+  params.value = read_on(params.device, value, "value", DtypeSet::kNumbers, kFirst);
+  params.bias = read_on(params.device, attn_bias, "attn_bias", DtypeSet::kNumbers, kFirst);
+  params.num_threads = num_threads;
 }
 
 void cache_append(nb::handle cache, nb::handle next_position, nb::handle key, nb::handle value, nb::handle attn_bias,
                   int32_t num_threads, uintptr_t stream, nb::handle allocate) {
   fdma_cache_append_params params;
   fdma_cache_append_params_init(&params);
-  read_cache(params, cache);
+  read_inputs(params, cache, key, value, attn_bias, num_threads);
   params.next_position = read_on(params.device, next_position, "next_position", DtypeSet::kNumbers, kFirst);
-  params.key = read_on(params.device, key, "key", DtypeSet::kNumbers, kFirst);
-  params.value = read_on(params.device, value, "value", DtypeSet::kNumbers, kFirst);
-  params.bias = read_on(params.device, attn_bias, "attn_bias", DtypeSet::kNumbers, kFirst);
-  params.num_threads = num_threads;
-
-  size_t bytes = 0;
-  check(fdma_cache_append_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, params.device, key, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_cache_append(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check(status);
+  run(params, fdma_cache_append_workspace_size, fdma_cache_append, key, stream, allocate);
 }
 
 void cache_gather(nb::handle cache, nb::handle key, nb::handle value, nb::handle attn_bias, int32_t num_threads,
                   uintptr_t stream, nb::handle allocate) {
   fdma_cache_gather_params params;
   fdma_cache_gather_params_init(&params);
-  read_cache(params, cache);
-  params.key = read_on(params.device, key, "key", DtypeSet::kNumbers, kFirst);
-  params.value = read_on(params.device, value, "value", DtypeSet::kNumbers, kFirst);
-  params.bias = read_on(params.device, attn_bias, "attn_bias", DtypeSet::kNumbers, kFirst);
-  params.num_threads = num_threads;
-
-  size_t bytes = 0;
-  check(fdma_cache_gather_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, params.device, key, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_cache_gather(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check(status);
+  read_inputs(params, cache, key, value, attn_bias, num_threads);
+  run(params, fdma_cache_gather_workspace_size, fdma_cache_gather, key, stream, allocate);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 
+#include "error.hpp"
 #include "fdma/attention.h"
 #include "tensor.hpp"
 
@@ -39,6 +40,20 @@ fdma_tensor read_on(fdma_device device, nb::handle object, const char* name, Dty
 fdma_tensor read_optional(fdma_device device, nb::handle object, const char* name, DtypeSet dtypes = DtypeSet::kNumbers,
                           const char* of = "query");
 
-inline fdma_stream stream_from(uintptr_t stream) { return reinterpret_cast<fdma_stream>(stream); }
+// Runs an operation of the C API, without the GIL: `workspace_size` and `call` are its functions, `names` is of
+// check().
+template <typename Params>
+void run(const Params& params, fdma_status (*workspace_size)(const Params* params, size_t* bytes),
+         fdma_status (*call)(const Params* params, void* workspace, size_t bytes, fdma_stream stream), nb::handle like,
+         uintptr_t stream, nb::handle allocate, Names names = {}) {
+  size_t bytes = 0;
+  check(workspace_size(&params, &bytes), names);
+  const Scratch scratch(bytes, params.device, like, allocate);
+  const auto status = [&] {
+    const nb::gil_scoped_release nogil;
+    return call(&params, scratch.data(), bytes, reinterpret_cast<fdma_stream>(stream));
+  }();
+  check(status, names);
+}
 
 }  // namespace fdma::python

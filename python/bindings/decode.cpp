@@ -3,20 +3,12 @@
 #include <cstdint>
 
 #include "call.hpp"
-#include "error.hpp"
 #include "fdma/decode.h"
 #include "scalar.hpp"
 #include "tensor.hpp"
 
 namespace fdma::python {
 namespace {
-
-void check_decode(fdma_status status) {
-  check(status, {{"seqlens_k", "cache_seqlens"},
-                 {"key.", "key_cache."},
-                 {"value.", "value_cache."},
-                 {"pages of key", "pages of key_cache"}});
-}
 
 void decode(nb::handle query, nb::handle key_cache, nb::handle value_cache, nb::handle attn_bias,
             nb::handle cache_seqlens, nb::handle block_table, int64_t keep_window_size, nb::handle scale,
@@ -39,15 +31,11 @@ void decode(nb::handle query, nb::handle key_cache, nb::handle value_cache, nb::
   params.num_threads = num_threads;
   params.out = read_on(params.device, out, "out");
   params.lse = read_optional(params.device, lse, "lse");
-
-  size_t bytes = 0;
-  check_decode(fdma_decode_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, params.device, query, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_decode(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check_decode(status);
+  run(params, fdma_decode_workspace_size, fdma_decode, query, stream, allocate,
+      {{"seqlens_k", "cache_seqlens"},
+       {"key.", "key_cache."},
+       {"value.", "value_cache."},
+       {"pages of key", "pages of key_cache"}});
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "call.hpp"
-#include "error.hpp"
 #include "fdma/mask.h"
 #include "fdma/select.h"
 #include "tensor.hpp"
@@ -12,8 +11,6 @@ namespace fdma::python {
 namespace {
 
 constexpr const char* kBias = "attn_bias";
-
-void check_selection(fdma_status status) { check(status, {{"key_mask", "key_padding_mask"}, {"bias", kBias}}); }
 
 void select_keys(nb::handle attn_bias, nb::handle key_padding_mask, int64_t keep_window_size, nb::handle end,
                  nb::handle columns, nb::handle counts, nb::handle packed_mask, bool is_causal, int32_t num_threads,
@@ -31,15 +28,8 @@ void select_keys(nb::handle attn_bias, nb::handle key_padding_mask, int64_t keep
   params.counts = read_optional(params.device, counts, "counts", DtypeSet::kNumbers, kBias);
   params.packed_mask = read_optional(params.device, packed_mask, "packed_mask", DtypeSet::kNumbers, kBias);
   params.is_causal = is_causal;
-
-  size_t bytes = 0;
-  check_selection(fdma_select_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, params.device, attn_bias, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_select(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check_selection(status);
+  run(params, fdma_select_workspace_size, fdma_select, attn_bias, stream, allocate,
+      {{"key_mask", "key_padding_mask"}, {"bias", kBias}});
 }
 
 void pack_mask(nb::handle mask, int64_t len_k, nb::handle packed_mask, int32_t num_threads, uintptr_t stream,
@@ -52,15 +42,7 @@ void pack_mask(nb::handle mask, int64_t len_k, nb::handle packed_mask, int32_t n
   params.len_k = len_k;
   params.num_threads = num_threads;
   params.packed_mask = read_on(params.device, packed_mask, "packed_mask", DtypeSet::kNumbers, "mask");
-
-  size_t bytes = 0;
-  check(fdma_pack_mask_workspace_size(&params, &bytes));
-  const Scratch scratch(bytes, params.device, mask, allocate);
-  const auto status = [&] {
-    const nb::gil_scoped_release nogil;
-    return fdma_pack_mask(&params, scratch.data(), bytes, stream_from(stream));
-  }();
-  check(status);
+  run(params, fdma_pack_mask_workspace_size, fdma_pack_mask, mask, stream, allocate);
 }
 
 }  // namespace

@@ -10,12 +10,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 import pytest
 import torch
 import torch.nn.functional as F
+from tools.built_library import LIBRARY, LIBRARY_DIR, stale_reason
 
 from flash_dmattn import flash_dmattn_func
 
 ROOT = Path(__file__).parents[2]
-# The build tree to install from: that of tools/test.sh; FDMA_LIBRARY_DIR names another one's folder of libfdma.so.
-LIBRARY_DIR = Path(os.environ.get("FDMA_LIBRARY_DIR", ROOT / "build" / "test" / "cpp"))
 CONFIG = {"layers": 2, "hidden": 48, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 80, "vocab": 96}
 PROMPT_LENGTHS = (1, 30, 77, 160)  # with the chunks and windows below: shorter and longer than each, and no multiple
 PRODUCE = 24
@@ -25,9 +24,7 @@ def missing(*programs: str) -> Optional[str]:
     for program in programs:
         if shutil.which(program) is None:
             return f"no {program}"
-    if not (LIBRARY_DIR / "libfdma.so").exists():
-        return f"no libfdma.so in {LIBRARY_DIR}"
-    return None
+    return None if LIBRARY.exists() else f"no {LIBRARY}"
 
 
 def run(*command: Any) -> str:
@@ -37,6 +34,8 @@ def run(*command: Any) -> str:
 
 
 def build_engine(folder: Path, *options: str) -> Path:
+    reason = stale_reason(LIBRARY)
+    assert reason is None, reason
     for component in ("runtime", "dev"):
         run("cmake", "--install", LIBRARY_DIR.parent, "--component", component, "--prefix", folder / "prefix")
     prefix = f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}"

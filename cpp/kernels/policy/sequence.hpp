@@ -26,9 +26,9 @@ struct Sequence {
 // All sequences of a call.
 struct SequenceView {
   const void* cu_q = nullptr;  // batch + 1 values each; null: all sequences have the maximal lengths
-  const void* cu_k = nullptr;
+  const void* cu_k = nullptr;  // null alone: that is so of the keys
   bool is_64bit = false;
-  int64_t step = 1;     // values from one sequence to the next; their number makes one sequence of all packed ones
+  int64_t joined = 0;   // packed sequences that are one, from the first row to the end of the last of them; 0: none
   bool packed = false;  // rows of all sequences follow each other; otherwise each has a batch entry
   bool paged = false;   // except the keys, which count from the sequence's first page
   int32_t max_q = 0, max_k = 0;
@@ -42,7 +42,7 @@ struct SequenceView {
   }
 
   FDMA_HOST_DEVICE int64_t boundary(const void* cu, int64_t b) const {
-    return is_64bit ? static_cast<const int64_t*>(cu)[b * step] : static_cast<const int32_t*>(cu)[b * step];
+    return is_64bit ? static_cast<const int64_t*>(cu)[b] : static_cast<const int32_t*>(cu)[b];
   }
   // Of `count` packed sequences the one that has this row of a key-like tensor, if any has it.
   FDMA_HOST_DEVICE int64_t sequence_of_key(int64_t row, int64_t count) const {
@@ -61,11 +61,13 @@ struct SequenceView {
  private:
   // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
   FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows, bool in_a_row) const {
-    if (!varies()) return {max, 0};
-    const int64_t first = boundary(cu, b);
+    if (cu == nullptr) return {max, 0};
+    const int64_t first = joined > 0 ? 0 : boundary(cu, b);
     const int64_t begin = in_a_row ? max_of<int64_t>(0, min_of(first, rows)) : 0;
     const int64_t longest = min_of<int64_t>(max, rows - begin);
-    return {static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, b + 1) - first, longest))), begin};
+    return {
+        static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, joined > 0 ? joined : b + 1) - first, longest))),
+        begin};
   }
 };
 

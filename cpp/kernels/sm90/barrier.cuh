@@ -65,10 +65,11 @@ FDMA_DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;
 // Position in a ring of kStages buffers, with the parity of its round.
 template <int kStages>
 struct RingPosition {
-  int stage = 0, parity = 0;
-  FDMA_DEVICE void advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
+  static_assert(kStages == 1 || kStages == 2 || kStages == 4);
+  uint32_t count = 0;
+  FDMA_DEVICE int stage() const { return count % kStages; }
+  FDMA_DEVICE uint32_t parity() const { return count / kStages % 2; }
+  FDMA_DEVICE void advance() { ++count; }
 };
 
 // How many arrivals a warp makes at the end of its use of a buffer. One lane arrives for the warp; racecheck, which
@@ -93,13 +94,13 @@ struct Ring {
       empty(stage).init(consumer_warps * kWarpArrivals);
     }
   }
-  FDMA_DEVICE void wait_full(const RingPosition<kStages>& at) const { full(at.stage).wait(at.parity); }
+  FDMA_DEVICE void wait_full(const RingPosition<kStages>& at) const { full(at.stage()).wait(at.parity()); }
   // Buffers start empty: the first round does not wait.
-  FDMA_DEVICE void wait_empty(const RingPosition<kStages>& at) const { empty(at.stage).wait(at.parity ^ 1); }
+  FDMA_DEVICE void wait_empty(const RingPosition<kStages>& at) const { empty(at.stage()).wait(at.parity() ^ 1); }
   // The warp, all of it, has done with its buffer and goes on to the next.
   FDMA_DEVICE void release(RingPosition<kStages>& at, int lane) const {
     __syncwarp();
-    if (lane < kWarpArrivals) empty(at.stage).arrive();
+    if (lane < kWarpArrivals) empty(at.stage()).arrive();
     at.advance();
   }
 };

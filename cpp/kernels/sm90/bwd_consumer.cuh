@@ -81,13 +81,13 @@ class BackwardConsumer {
   }
   FDMA_DEVICE QueryNote next_query() const {
     shared_.queries().wait_full(query_at_);
-    return shared_.note(query_at_.stage);
+    return shared_.note(query_at_.stage());
   }
   FDMA_DEVICE int key0() const { return block_.k() + group_ * kGroupRows + warp_ * 16; }  // the warp's first key
 
   FDMA_DEVICE void step(const QueryNote& note, float (&grad_key)[1][kNO][4], float (&grad_value)[1][kNO][4]) {
     constexpr int kTileBytes = Traits::QueryTile::kBytes;
-    const int query_offset = query_at_.stage * kTileBytes, grad_out_offset = grad_out_at_.stage * kTileBytes;
+    const int query_offset = query_at_.stage() * kTileBytes, grad_out_offset = grad_out_at_.stage() * kTileBytes;
     Scores weights, grad;
     shared_.grad_outs().wait_full(grad_out_at_);
     clear_queries_behind(note.m);
@@ -105,7 +105,7 @@ class BackwardConsumer {
     to_operand(weight_operand, weights);
     wait_products<0>();
     hold(grad);
-    const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
+    const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
     to_transposed_grad_scores(grad, weights, stats);
     add_bias_gradient(grad);
 
@@ -170,7 +170,7 @@ class BackwardConsumer {
     }
     if (!Traits::kSlots && p_.has_mask) {
       const int key = group_ * kGroupRows + warp_ * 16;  // in the tile
-      apply_transposed_mask<Traits::kMaskWords * 4>(x, shared_.mask(query_at_.stage) + key / 32 * 4, key % 32, lane_);
+      apply_transposed_mask<Traits::kMaskWords * 4>(x, shared_.mask(query_at_.stage()) + key / 32 * 4, key % 32, lane_);
     }
     if constexpr (Traits::kSlots) {
       const Span spans[2] = {span(0), span(1)};
@@ -181,7 +181,7 @@ class BackwardConsumer {
         apply_transposed_key_limit(x, key, q, block_.sequence, p_.is_causal, lane_);
       }
     }
-    const uint32_t stats = shared_.stats(query_at_.stage) + lane_ % 4 * 16;
+    const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
     transposed_weights_from_bits(x, stats, folded_ ? unit_.scale_log2 : 1.f);
   }
 
@@ -313,8 +313,8 @@ class BackwardConsumer {
     const int valid = block_.sequence.len_q - m * Traits::kQueries;
     if (valid >= Traits::kQueries || !p_.sequences.varies()) return;
     using Tile = typename Traits::QueryTile;
-    clear_tile<Tile>(shared_.base + Traits::kQueryOffset + query_at_.stage * Tile::kBytes, valid);
-    clear_tile<Tile>(shared_.base + Traits::kGradOutOffset + grad_out_at_.stage * Tile::kBytes, valid);
+    clear_tile<Tile>(shared_.base + Traits::kQueryOffset + query_at_.stage() * Tile::kBytes, valid);
+    clear_tile<Tile>(shared_.base + Traits::kGradOutOffset + grad_out_at_.stage() * Tile::kBytes, valid);
     publish_shared();
     sync_consumers();
   }

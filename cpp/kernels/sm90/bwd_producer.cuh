@@ -46,7 +46,7 @@ class BackwardProducer {
   FDMA_DEVICE void load_query(int h, int m) {
     const Ring<kStages> ring = shared_.queries();
     ring.wait_empty(query_at_);
-    const int stage = query_at_.stage;
+    const int stage = query_at_.stage();
     const Barrier full = ring.full(stage);
     const int64_t row_tile = block_.first_row_tile() + m;
     const int rank = p_.tile_order != nullptr ? sm80::query_sum_rank<Traits>(p_, block_, h, m) : 0;
@@ -75,20 +75,20 @@ class BackwardProducer {
     const Ring<kStages> ring = shared_.queries();
     ring.wait_empty(query_at_);
     if (lane_ == 0) {
-      shared_.note(query_at_.stage) = {-1, 0, 0, 0};
-      ring.full(query_at_.stage).arrive();
+      shared_.note(query_at_.stage()) = {-1, 0, 0, 0};
+      ring.full(query_at_.stage()).arrive();
     }
-    if (p_.has_mask) ring.full(query_at_.stage).arrive();
+    if (p_.has_mask) ring.full(query_at_.stage()).arrive();
   }
 
   FDMA_DEVICE void load_grad_out(int h, int m) {
     const Ring<Traits::kGradOutStages> ring = shared_.grad_outs();
     ring.wait_empty(grad_out_at_);
     if (lane_ == 0) {
-      const Barrier full = ring.full(grad_out_at_.stage);
+      const Barrier full = ring.full(grad_out_at_.stage());
       full.arrive_expecting(Traits::QueryTile::kBytes);
       load_blocks<typename Traits::QueryTile>(
-          launch_.grad_out, shared_.base + Traits::kGradOutOffset + grad_out_at_.stage * Traits::QueryTile::kBytes,
+          launch_.grad_out, shared_.base + Traits::kGradOutOffset + grad_out_at_.stage() * Traits::QueryTile::kBytes,
           full, 0, row(m), h, block_.b, Keep::kLast);
     }
     grad_out_at_.advance();

@@ -59,7 +59,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
   }
 
   FDMA_DEVICE void start_scores(Scores& scores, int m) const {
-    const int offset = uniform(query_at_.stage) * Traits::QueryTile::kBytes;
+    const int offset = uniform(query_at_.stage()) * Traits::QueryTile::kBytes;
     clear_behind<kScores>(shared_.base + Traits::kQueryOffset + offset, m);
     hold(scores);
     begin_products();
@@ -146,7 +146,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
     RingPosition<Traits::kStages> at = query_at_;
     at.advance();
     shared_.queries().wait_full(at);
-    return shared_.note(at.stage);
+    return shared_.note(at.stage());
   }
 
   FDMA_DEVICE void start_gradients(Scores& grad, int m) const {
@@ -168,7 +168,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
     release(shared_.grad_outs(), grad_out_at_);
     Scores weights;
     Sum::unstage(weights, sum_stage(warp_), lane_);
-    to_transposed_grad_scores(grad, weights, shared_.stats(query_at_.stage) + lane_ % 4 * 16);
+    to_transposed_grad_scores(grad, weights, shared_.stats(query_at_.stage()) + lane_ % 4 * 16);
     this->add_bias_gradient(grad);
     Base::to_operand(operand, grad);
     store_transposed(shared_.base + Traits::kScoreOffset, operand, warp_, lane_);
@@ -185,7 +185,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
                                     kSumParts * Traits::KeyTile::kBlockBytes, false);
     commit_products();
     multiply<T, Traits::kQueries / 16>(grad_key, operand, this->query_cols_,
-                                       query_at_.stage * Traits::QueryTile::kBytes);
+                                       query_at_.stage() * Traits::QueryTile::kBytes);
     commit_products();
     wait_products<1>();
     hold(grad_query);

@@ -36,7 +36,7 @@ class ForwardConsumer {
     RingPosition<2> work_at;
     for (;;) {
       shared_.works().wait_full(work_at);
-      const Work& work = shared_.work(work_at.stage);
+      const Work& work = shared_.work(work_at.stage());
       if (work.q < 0) return;
       attend(work);
       release(shared_.works(), work_at);
@@ -118,10 +118,10 @@ class ForwardConsumer {
 
   FDMA_DEVICE KeyNote next_key() const {
     shared_.keys().wait_full(key_at_);
-    return shared_.note(key_at_.stage);
+    return shared_.note(key_at_.stage());
   }
-  FDMA_DEVICE int key_offset() const { return key_at_.stage * Traits::KeyTile::kBytes; }
-  FDMA_DEVICE int value_offset() const { return value_at_.stage * Traits::KeyTile::kBytes; }
+  FDMA_DEVICE int key_offset() const { return key_at_.stage() * Traits::KeyTile::kBytes; }
+  FDMA_DEVICE int value_offset() const { return value_at_.stage() * Traits::KeyTile::kBytes; }
 
   // Turns q.k into what the softmax takes, and gives the buffer of K back.
   FDMA_DEVICE void turn_into_bits(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
@@ -141,7 +141,7 @@ class ForwardConsumer {
     if constexpr (Traits::kSlots) {
       const int first = row + p_.slots.shift;
       const bool all = note.last_begin <= first && note.first_end > first + packed_.position(15);
-      Traits::Slots::apply(scores, shared_.slots(key_at_.stage), first, 0, !all, lane_, packed_);
+      Traits::Slots::apply(scores, shared_.slots(key_at_.stage()), first, 0, !all, lane_, packed_);
     } else {
       const int col = note.n * Traits::kKeys;
       if (col + Traits::kKeys > key_limit(row, work.sequence.len_q, work.sequence.len_k, p_.is_causal)) {
@@ -156,8 +156,8 @@ class ForwardConsumer {
 #pragma unroll
       for (int block = 0; block < Traits::BiasTile::kBlocks; ++block) {
         auto& part = reinterpret_cast<float(&)[1][8][4]>(scores[0][8 * block]);
-        Traits::BiasBlock::add(part, shared_.bias(bias_at_.stage) + block * Traits::BiasTile::kBlockBytes, tile_row0(),
-                               0, lane_);
+        Traits::BiasBlock::add(part, shared_.bias(bias_at_.stage()) + block * Traits::BiasTile::kBlockBytes,
+                               tile_row0(), 0, lane_);
       }
       release(shared_.biases(), bias_at_);
     }
@@ -168,7 +168,7 @@ class ForwardConsumer {
       shared_.masks().wait_full(mask_at_);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t address = shared_.mask(mask_at_.stage) + (tile_row0() + 8 * half + lane_ / 4) * kWords * 4;
+        const uint32_t address = shared_.mask(mask_at_.stage()) + (tile_row0() + 8 * half + lane_ / 4) * kWords * 4;
         uint32_t words[4];
         if constexpr (kWords == 4) {
           const uint4 all = sm80::load_shared_16(address);

@@ -115,8 +115,8 @@ class ForwardProducer {
     const Ring<2> ring = shared_.works();
     ring.wait_empty(work_at_);
     if (leads_) {
-      shared_.work(work_at_.stage) = work;
-      ring.full(work_at_.stage).arrive();
+      shared_.work(work_at_.stage()) = work;
+      ring.full(work_at_.stage()).arrive();
     }
     work_at_.advance();
   }
@@ -161,7 +161,7 @@ class ForwardProducer {
     const KeyNote note = walk.note();
     ring.wait_empty(key_at_);
     if (leads_) {
-      const int stage = key_at_.stage;
+      const int stage = key_at_.stage();
       const Barrier full = ring.full(stage);
       shared_.note(stage) = note;
       if (walk.n < 0) {
@@ -194,10 +194,10 @@ class ForwardProducer {
     const Ring<kStages> ring = shared_.values();
     ring.wait_empty(value_at_);
     if (leads_) {
-      const Barrier full = ring.full(value_at_.stage);
+      const Barrier full = ring.full(value_at_.stage());
       full.arrive_expecting(Traits::KeyTile::kBytes);
       load_blocks<typename Traits::KeyTile>(
-          launch_.value, shared_.base + Traits::kValueOffset + value_at_.stage * Traits::KeyTile::kBytes, full, 0,
+          launch_.value, shared_.base + Traits::kValueOffset + value_at_.stage() * Traits::KeyTile::kBytes, full, 0,
           static_cast<int>(work.sequence.k_begin) + n * Traits::kKeys, kv_head, work.b, Keep::kLast);
     }
     value_at_.advance();
@@ -210,10 +210,10 @@ class ForwardProducer {
     for (int i = threadIdx.x % 32; i < Traits::kQueries; i += 32) {
       // Rows past the end repeat the last one: their results are not stored.
       const int q = min_of(work.q + i, work.sequence.len_q - 1);
-      sm80::copy_async<kRowBytes>(shared_.mask(mask_at_.stage) + i * kRowBytes,
+      sm80::copy_async<kRowBytes>(shared_.mask(mask_at_.stage()) + i * kRowBytes,
                                   p_.mask.row(work.b, work.h, q) + n * Traits::kMaskWords, kRowBytes);
     }
-    ring.full(mask_at_.stage).arrive_after_copies();
+    ring.full(mask_at_.stage()).arrive_after_copies();
     mask_at_.advance();
   }
 
@@ -221,9 +221,9 @@ class ForwardProducer {
     const Ring<kStages> ring = shared_.biases();
     ring.wait_empty(bias_at_);
     if (leads_) {
-      const Barrier full = ring.full(bias_at_.stage);
+      const Barrier full = ring.full(bias_at_.stage());
       full.arrive_expecting(Traits::BiasTile::kBytes);
-      load_blocks<typename Traits::BiasTile>(launch_.bias, shared_.bias(bias_at_.stage), full, n * Traits::kKeys,
+      load_blocks<typename Traits::BiasTile>(launch_.bias, shared_.bias(bias_at_.stage()), full, n * Traits::kKeys,
                                              work.q, work.h / p_.bias.heads_per_bias_head, work.b, Keep::kFirst);
     }
     bias_at_.advance();

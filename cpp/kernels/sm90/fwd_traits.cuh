@@ -48,7 +48,7 @@ struct ForwardTraits {
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;
   static constexpr bool kSplits = kBias == BiasForm::kNone && !kMasked;  // takes parts of tiles, see TailSplit
-  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kBiased || kSlots);
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kCapped || kBiased || kSlots);
   static constexpr int kGroups = kTile.groups;  // of consumers
   // The copies of masks beside all else take the producer more registers.
   static constexpr bool kBusyProducer = kMasked && kBiased;

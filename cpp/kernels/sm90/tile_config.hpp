@@ -11,7 +11,7 @@ struct ForwardTile {
   int consumer_registers, producer_registers;
   constexpr int queries() const { return groups * 64; }
 };
-// `adds`: a bias, or the biases and spans of slots, go through registers, too.
+// `adds`: a softcap, a bias, or the biases and spans of slots take registers, too.
 constexpr ForwardTile forward_tile(int head_dim, bool adds) {
   if (head_dim <= 64 && !adds) return {3, 128, 160, 32};
   if (head_dim <= 128) return {2, 128, 240, 24};

@@ -61,13 +61,20 @@ TEST(KeyRows, RowsOfABatchEntryAreItsKeys) {
   EXPECT_EQ(key.k, 4);
 }
 
-TEST(SequenceView, StepsMakeOneSequenceOfAll) {
-  const std::vector<int64_t> offsets = {0, 2, 2, 7};
-  KeyRows keys = packed_rows(offsets, 9);
-  keys.sequences.step = 3;
-  const Sequence joined = keys.sequences.at(0);
-  EXPECT_EQ(joined.len_q, 7);
-  EXPECT_EQ(joined.q_begin, 0);
+// From the first row of the tensors, whatever the first offset says; keys in an order of their own have no offsets.
+TEST(SequenceView, JoinedSequencesAreOne) {
+  for (const int64_t first : {-3, 0, 1}) {
+    const std::vector<int64_t> offsets = {first, 2, 2, 7};
+    KeyRows keys = packed_rows(offsets, 9);
+    keys.sequences.joined = 3;
+    keys.sequences.cu_k = nullptr;
+    keys.sequences.max_k = 64;
+    const Sequence joined = keys.sequences.at(0);
+    EXPECT_EQ(joined.q_begin, 0);
+    EXPECT_EQ(joined.len_q, 7);
+    EXPECT_EQ(joined.k_begin, 0);
+    EXPECT_EQ(joined.len_k, 64);
+  }
 }
 
 TEST(Slots, RowsThatSeeAKeyFollowFromTheLists) {
