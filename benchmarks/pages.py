@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.source_digest import ROOT
+from tools.source_digest import ROOT, source_digest
 
 from benchmarks import plots, report
 from benchmarks.impls import OURS
@@ -26,8 +26,15 @@ def best_of_ours(rows: list[dict]) -> dict[tuple[str, str], dict]:
     return best
 
 
+def _measured(document: dict) -> str:
+    """When, with what, and on which sources: a reader has to know whether they are those that lie beside the page."""
+    digest = document["source_digest"]
+    sources = "these sources" if digest == source_digest() else f"sources {digest[:8]}, which have changed since"
+    return f"{document['date'][:10]}, torch {document['versions']['torch']}, {sources}"
+
+
 def _head(document: dict) -> list[str]:
-    return ["", f"**{document['gpu']}**, {document['date'][:10]}, torch {document['versions']['torch']}:", ""]
+    return ["", f"**{document['gpu']}**, {_measured(document)}:", ""]
 
 
 def _heads_up(documents: list[dict]) -> list[str]:
@@ -115,7 +122,7 @@ def page_section(documents: list[dict]) -> str:
             "",
             f"### {document['gpu']}",
             "",
-            f"{document['date'][:10]}, torch {document['versions']['torch']}.",
+            f"{_measured(document)}.",
             "",
         ]
         lines += _slower(document)

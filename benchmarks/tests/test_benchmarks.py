@@ -237,6 +237,7 @@ def document_of(ours: float, peer: float) -> dict:
     return {
         "gpu": "Some GPU",
         "date": "2026-01-01T00:00:00+00:00",
+        "source_digest": "a",
         "versions": {"torch": "2.13.0", "cuda": "13.0"},
         "rows": [row("cuda", ours), row("fa2", peer), row("sdpa-efficient", 9.0)],
         "shapes": {"dense-full": "B1"},

@@ -439,6 +439,15 @@ def test_the_page_has_every_row_and_says_where_peers_are_faster():
     assert "No peer that ran is faster" in pages.page_section([winning])
 
 
+def test_pages_say_which_sources_were_measured():
+    document = full_document()
+    for section in (pages.readme_section, pages.page_section):
+        document["source_digest"] = pages.source_digest()
+        assert ", these sources" in section([document])
+        document["source_digest"] = "0123456789abcdef"
+        assert ", sources 01234567, which have changed since" in section([document])
+
+
 def test_pictures_are_drawn_from_rows_and_are_small(tmp_path):
     pytest.importorskip("matplotlib")
     document = full_document()

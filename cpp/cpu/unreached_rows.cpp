@@ -15,7 +15,7 @@ template <typename Body>
 void for_each_end(const AttentionProblem& p, bool of_keys, const Body& body) {
   const SequenceProblem& s = p.sequences;
   if (!s) return;
-  if (s.packed) return body(0, of_keys ? s.begin_k(p.batch) : s.begin_q(p.batch));
+  if (s.packed) return body(0, of_keys ? s.end_k(p.batch - 1) : s.end_q(p.batch - 1));
   for (int64_t b = 0; b < p.batch; ++b) body(b, of_keys ? s.length_k(b) : s.length_q(b));
 }
 

@@ -78,9 +78,15 @@ inline PackMaskParams pack_mask_params(const MaskProblem& mask, void* target) {
   params.stride_key = static_cast<int32_t>(mask.dense.stride[3]);
   params.element_bytes = static_cast<int32_t>(dtype_size(mask.dtype));
   params.is_float = kFloatDtypes.contains(mask.dtype);
-  params.vector_rows =
-      params.stride_key == 1 && rows_aligned(params.dense, params.element_bytes, params.element_bytes == 1 ? 8 : 16,
-                                             {params.stride_batch, params.stride_head, params.stride_row});
+  const auto aligned = [&](int bytes) {
+    return params.stride_key == 1 && rows_aligned(params.dense, params.element_bytes, bytes,
+                                                  {params.stride_batch, params.stride_head, params.stride_row});
+  };
+  if (params.element_bytes == 1) {
+    params.chunk = aligned(16) ? 16 : aligned(8) ? 8 : 0;
+  } else {
+    params.chunk = aligned(16) ? 8 : 0;
+  }
   params.rows = static_cast<uint32_t*>(target);
   params.tiles = params.rows + mask.layout.rows_bytes() / 4;
   return params;

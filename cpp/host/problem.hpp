@@ -59,8 +59,10 @@ struct SequenceProblem {
   // Values that the host can read.
   int64_t begin_q(int64_t b) const { return value(cu_q, b); }
   int64_t begin_k(int64_t b) const { return value(cu_k, b); }
-  int64_t length_q(int64_t b) const { return end(cu_q, b) - begin_q(b); }
-  int64_t length_k(int64_t b) const { return end(cu_k, b) - begin_k(b); }
+  int64_t end_q(int64_t b) const { return end(cu_q, b); }
+  int64_t end_k(int64_t b) const { return end(cu_k, b); }
+  int64_t length_q(int64_t b) const { return end_q(b) - begin_q(b); }
+  int64_t length_k(int64_t b) const { return end_k(b) - begin_k(b); }
 
  private:
   int64_t end(const void* cu, int64_t b) const { return value(cu, joined > 0 ? joined : b + 1); }

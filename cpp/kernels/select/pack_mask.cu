@@ -1,5 +1,7 @@
 // Dense mask -> packed mask (policy/mask_bits.hpp). The dense mask is read once, by this kernel; everything after it
 // works on bits. One block of threads owns 64 rows x 2048 keys: one word of tile bits.
+#include <type_traits>
+
 #include "kernels/core/launch.cuh"
 #include "kernels/launchers.hpp"
 #include "kernels/policy/range.hpp"
@@ -8,33 +10,14 @@ namespace fdma {
 
 namespace {
 
-constexpr int kPackWarps = 8;
+constexpr int kPackWarps = 4;
 constexpr int kPackKeys = 2048;  // keys of one word of tile bits
 
-template <int kBytes>
-struct UnsignedOf;
-template <>
-struct UnsignedOf<1> {
-  using Type = uint8_t;
-};
-template <>
-struct UnsignedOf<2> {
-  using Type = uint16_t;
-};
-template <>
-struct UnsignedOf<4> {
-  using Type = uint32_t;
-};
-template <>
-struct UnsignedOf<8> {
-  using Type = uint64_t;
-};
-
-// The 8 elements that a lane turns into one byte of bits, as 32-bit words.
-template <typename Word>
-struct EightElements {
-  static constexpr int kWords = 8 * sizeof(Word) / 4;
-  uint32_t words[kWords];
+// The elements that a lane turns into bits at a time, as 32-bit words: 8, or 16 bytes.
+template <typename Word, int kElements>
+struct Chunk {
+  static constexpr int kWords = kElements * sizeof(Word) / 4;
+  uint32_t words[kWords] = {};
 
   FDMA_DEVICE void load(const Word* source) {
     if constexpr (kWords == 2) {
@@ -54,9 +37,11 @@ struct EightElements {
     uint32_t result = 0;
     if constexpr (sizeof(Word) == 1) {
 #pragma unroll
-      for (int w = 0; w < 2; ++w) {
-        // One flag a byte at bits 0, 8, 16, 24; the product moves them to bits 24 to 27 without a carry.
-        result |= ((flags<0x7f7f7f7fu>(words[w], care * 0x01010101u) >> 7) * 0x01020408u >> 24 & 0xfu) << (4 * w);
+      for (int w = 0; w < kWords; w += 2) {
+        // Flags are 128 in their bytes; the sum of their products with powers of two is 128 times the bits.
+        const uint32_t low = __dp4a(flags<0x7f7f7f7fu>(words[w], care * 0x01010101u), 0x08040201u, 0u);
+        const uint32_t both = __dp4a(flags<0x7f7f7f7fu>(words[w + 1], care * 0x01010101u), 0x80402010u, low);
+        result |= both >> 7 << (4 * w);
       }
     } else if constexpr (sizeof(Word) == 2) {
 #pragma unroll
@@ -86,136 +71,153 @@ template <typename Word>
 FDMA_DEVICE uint32_t pack_elements(const Word* source, int stride, int count, Word care) {
   uint32_t bits = 0;
 #pragma unroll 1
-  for (int e = 0; e < count; ++e) bits |= (source[e * stride] & care) != 0 ? 1u << e : 0u;
+  for (int e = 0; e < count; ++e) bits |= (source[e * static_cast<int64_t>(stride)] & care) != 0 ? 1u << e : 0u;
   return bits;
 }
 
-// Packs the part of a row that one block of threads owns. Lane l takes 8 keys of each pass and writes one byte. All
-// loads of a row start before the first is used.
-template <typename Word>
+// Packs the part of a row that one block of threads owns. Each lane takes a chunk of each pass. All that a row adds to
+// the loads, the bits and their stores is worked out once: a row of 2048 keys is few instructions.
+template <typename Word, int kElements>
 struct RowPacker {
-  static constexpr int kKeysPerPass = 32 * 8;
+  using Elements = Chunk<Word, kElements>;
+  using Bits = std::conditional_t<kElements == 16, uint16_t, uint8_t>;
+  static constexpr int kKeysPerPass = 32 * kElements;
   static constexpr int kPasses = kPackKeys / kKeysPerPass;
-  static constexpr int kInFlight =
-      sizeof(Word) <= 2 ? kPasses : kPasses * 2 / sizeof(Word);  // passes that load together
+  static constexpr int kInFlight = min_of<int>(kPasses, 32 / Elements::kWords);  // passes that load together
 
-  int first_key;  // of the part
-  int lane;
-  int keys;       // of the mask
-  int row_bytes;  // of the packed mask
-  int stride;
+  // From the lane's first key of the part on.
+  const Word* source;
+  Bits* target;
+  int keys, bytes;  // of the mask, of the packed row
+  int stride;       // of keys
   bool vector;
   Word care;
-  uint64_t seen = 0;  // byte i: bits of the lane in pass i, of all rows
+  uint32_t seen[kPasses] = {};  // bits of the lane in each pass, of all rows
 
-  // `limit`: the first hidden key, at most `keys`.
-  FDMA_DEVICE void pack(const Word* source, uint8_t* target, int limit) {
-    // Passes of visible keys alone, then the one in which the visible keys end, then passes without any.
-    const int inside = vector ? max_of(0, min_of((limit - first_key) / kKeysPerPass, kPasses)) : 0;
-    const int edge_key = key_of(inside);
-    const bool edge_vector = vector && inside < kPasses && edge_key < limit && edge_key + 8 <= keys;
-    EightElements<Word> edge;
-    if (edge_vector) edge.load(source + edge_key);
+  // `limit`: the first hidden key, at most `keys`; `whole`: the warp's lanes see all of the part.
+  FDMA_DEVICE void pack(int limit, bool whole) {
+    const int readable = vector ? min_of(limit, keys - kElements + 1) : 0;
 #pragma unroll
     for (int first = 0; first < kPasses; first += kInFlight) {
-      EightElements<Word> elements[kInFlight];
+      Elements elements[kInFlight];
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        if (first + i < inside) elements[i].load(source + key_of(first + i));
+        const int key = (first + i) * kKeysPerPass;
+        if (key < readable) elements[i].load(source + key);
       }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        if (first + i < inside) store(target, first + i, elements[i].bits(care));
+        const int pass = first + i, key = pass * kKeysPerPass;
+        uint32_t bits = elements[i].bits(care);
+        if (!whole) {
+          const int count = max_of(0, min_of(kElements, limit - key));
+          bits &= (1u << count) - 1;
+          if (key >= readable) bits = pack_elements(source + static_cast<int64_t>(key) * stride, stride, count, care);
+        }
+        if (key < 8 * bytes) target[key / kElements] = static_cast<Bits>(bits);
+        seen[pass] |= bits;
       }
     }
-    if (edge_vector) {
-      store(target, inside, edge.bits(care) & (0xffu >> (8 - min_of(8, limit - edge_key))));
-    }
-#pragma unroll 1
-    for (int pass = inside + (edge_vector ? 1 : 0); pass < kPasses && key_of(pass) / 8 < row_bytes; ++pass) {
-      const int count = min_of(8, limit - key_of(pass));
-      store(target, pass, pack_elements(source + key_of(pass) * static_cast<int64_t>(stride), stride, count, care));
-    }
-  }
-
-  FDMA_DEVICE bool seen_in(int pass) const { return ((seen >> (8 * pass)) & 0xffu) != 0; }
-
- private:
-  FDMA_DEVICE int key_of(int pass) const { return first_key + lane * 8 + pass * kKeysPerPass; }
-  FDMA_DEVICE void store(uint8_t* target, int pass, uint32_t bits) {
-    target[key_of(pass) / 8] = static_cast<uint8_t>(bits);
-    seen |= static_cast<uint64_t>(bits) << (8 * pass);
   }
 };
 
-// First hidden key of a mask row. A row that serves all query rows has to serve the last one, one that serves several
-// sequences the longest there may be.
-FDMA_DEVICE int visible_keys(const PackMaskParams& p, int64_t b, int64_t row) {
-  if (p.shared_by_sequences) return static_cast<int>(p.layout.keys);
-  const Sequence sequence = p.sequences.at(b);
-  const int64_t q = p.layout.rows == 1 ? sequence.len_q - 1 : row;
-  if (q >= sequence.len_q) return 0;
-  return static_cast<int>(max_of<int64_t>(0, key_limit(q, sequence.len_q, sequence.len_k, p.is_causal)));
-}
+// Keys that a row sees before its first hidden one. A row that serves all query rows has to serve the last one, one
+// that serves several sequences the longest there may be.
+class VisibleKeys {
+ public:
+  FDMA_DEVICE VisibleKeys(const PackMaskParams& p, int64_t b)
+      : all_(p.shared_by_sequences), len_k_(static_cast<int>(p.layout.keys)) {
+    if (all_) return;
+    const Sequence sequence = p.sequences.at(b);
+    len_q_ = sequence.len_q, len_k_ = sequence.len_k;
+    last_ = p.layout.rows == 1;
+    is_causal_ = p.is_causal;
+  }
+  FDMA_DEVICE int of_row(int row) const {
+    if (all_) return len_k_;
+    const int q = last_ ? len_q_ - 1 : row;
+    return q >= len_q_ ? 0 : max_of(0, static_cast<int>(key_limit(q, len_q_, len_k_, is_causal_)));
+  }
 
-template <int kElementBytes>
+ private:
+  bool all_, last_ = false, is_causal_ = false;
+  int len_q_ = 0, len_k_;
+};
+
+template <typename Word, int kElements>
 __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid_constant__ PackMaskParams p) {
-  using Word = typename UnsignedOf<kElementBytes>::Type;
+  using Packer = RowPacker<Word, kElements>;
   const PackedMaskLayout& layout = p.layout;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t key_blocks = layout.tile_words(), row_tiles = layout.row_tiles();
-  const int key_block = static_cast<int>(blockIdx.x % key_blocks);
+  const int first_key = static_cast<int>(blockIdx.x % key_blocks) * kPackKeys, lane_key = first_key + lane * kElements;
   const int64_t row_tile = blockIdx.x / key_blocks % row_tiles;
   const int64_t head = blockIdx.x / key_blocks / row_tiles;  // batch * heads + head of the mask
   const int64_t h = head % layout.heads, b = head / layout.heads;
-  const Word* dense = static_cast<const Word*>(p.dense) + b * p.stride_batch + h * p.stride_head;
+  const int first_row = static_cast<int>(row_tile * kMaskTile) + warp;
+  const int row_end = static_cast<int>(min_of((row_tile + 1) * kMaskTile, layout.rows));
+  const int64_t row_bytes = layout.row_words() * 4;
   constexpr Word kAllBits = static_cast<Word>(~Word{0});
-  RowPacker<Word> packer{key_block * kPackKeys,
-                         lane,
-                         static_cast<int>(layout.keys),
-                         static_cast<int>(layout.row_words() * 4),
-                         p.stride_key,
-                         p.vector_rows,
-                         p.is_float ? static_cast<Word>(kAllBits >> 1) : kAllBits};
+
+  Packer packer;
+  packer.source = static_cast<const Word*>(p.dense) + b * p.stride_batch + h * p.stride_head +
+                  first_row * p.stride_row + static_cast<int64_t>(lane_key) * p.stride_key;
+  packer.target = reinterpret_cast<typename Packer::Bits*>(reinterpret_cast<char*>(p.rows) +
+                                                           (head * layout.rows + first_row) * row_bytes + lane_key / 8);
+  packer.keys = static_cast<int>(layout.keys) - lane_key;
+  packer.bytes = static_cast<int>(row_bytes) - lane_key / 8;
+  packer.stride = p.stride_key;
+  packer.vector = p.chunk == kElements;
+  packer.care = p.is_float ? static_cast<Word>(kAllBits >> 1) : kAllBits;
 
   __shared__ uint32_t tile_bits;
   if (threadIdx.x == 0) tile_bits = 0;
   __syncthreads();
 
-  const int64_t row_end = min_of((row_tile + 1) * kMaskTile, layout.rows);
+  const VisibleKeys visible(p, b);
 #pragma unroll 1
-  for (int64_t row = row_tile * kMaskTile + warp; row < row_end; row += kPackWarps) {
-    const int limit = visible_keys(p, b, row);
-    const Word* source = dense + row * p.stride_row;
-    uint8_t* target = reinterpret_cast<uint8_t*>(p.rows) + (head * layout.rows + row) * packer.row_bytes;
-    packer.pack(source, target, limit);
+  for (int row = first_row; row < row_end; row += kPackWarps) {
+    const int limit = visible.of_row(row) - first_key;  // of the block's part
+    const bool whole = packer.vector && limit >= kPackKeys;
+    packer.pack(limit - lane * kElements, whole);
+    packer.source += kPackWarps * p.stride_row;
+    packer.target += kPackWarps * row_bytes / static_cast<int>(sizeof(typename Packer::Bits));
   }
   uint32_t tiles = 0;
 #pragma unroll
-  for (int pass = 0; pass < RowPacker<Word>::kPasses; ++pass) {
-    const uint32_t ballot = __ballot_sync(0xffffffffu, packer.seen_in(pass));
+  for (int pass = 0; pass < Packer::kPasses; ++pass) {
+    constexpr int kLanes = kMaskTile / kElements, kTiles = 32 / kLanes;  // lanes of a tile, tiles of a pass
+    const uint32_t ballot = __ballot_sync(0xffffffffu, packer.seen[pass] != 0);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) tiles |= ((ballot >> (8 * i)) & 0xffu) != 0 ? 1u << (pass * 4 + i) : 0u;
+    for (int i = 0; i < kTiles; ++i) {
+      const uint32_t lanes = ballot >> (kLanes * i) & ((1u << kLanes) - 1);
+      tiles |= lanes != 0 ? 1u << (pass * kTiles + i) : 0u;
+    }
   }
   if (lane == 0 && tiles != 0) atomicOr(&tile_bits, tiles);
   __syncthreads();
-  if (threadIdx.x == 0) p.tiles[(head * row_tiles + row_tile) * key_blocks + key_block] = tile_bits;
+  if (threadIdx.x == 0) p.tiles[(head * row_tiles + row_tile) * key_blocks + first_key / kPackKeys] = tile_bits;
+}
+
+template <typename Word, int kElements>
+cudaError_t launch_pack(const PackMaskParams& p, cudaStream_t stream) {
+  const PackedMaskLayout& layout = p.layout;
+  const int64_t blocks = layout.tile_words() * layout.row_tiles() * layout.heads * layout.batch;
+  return launch(pack_mask_kernel<Word, kElements>, blocks, kPackWarps * 32, 0, stream, p);
 }
 
 }  // namespace
 
 cudaError_t launch_pack_mask(const PackMaskParams& p, cudaStream_t stream) {
-  const PackedMaskLayout& layout = p.layout;
-  const int64_t blocks = layout.tile_words() * layout.row_tiles() * layout.heads * layout.batch;
   switch (p.element_bytes) {
     case 1:
-      return launch(pack_mask_kernel<1>, blocks, kPackWarps * 32, 0, stream, p);
+      return p.chunk == 16 ? launch_pack<uint8_t, 16>(p, stream) : launch_pack<uint8_t, 8>(p, stream);
     case 2:
-      return launch(pack_mask_kernel<2>, blocks, kPackWarps * 32, 0, stream, p);
+      return launch_pack<uint16_t, 8>(p, stream);
     case 4:
-      return launch(pack_mask_kernel<4>, blocks, kPackWarps * 32, 0, stream, p);
+      return launch_pack<uint32_t, 8>(p, stream);
     default:
-      return launch(pack_mask_kernel<8>, blocks, kPackWarps * 32, 0, stream, p);
+      return launch_pack<uint64_t, 8>(p, stream);
   }
 }
 

@@ -136,8 +136,9 @@ class ForwardConsumer {
       if (!folded_) unit_.to_bits_uncapped(scores);
     }
     const int row = row0(work);
+    const MaskWords mask = take_mask();
     add_bias(scores);
-    apply_mask(scores);
+    apply_mask(scores, mask);
     if constexpr (Traits::kSlots) {
       const int first = row + p_.slots.shift;
       const bool all = note.last_begin <= first && note.first_end > first + packed_.position(15);
@@ -162,27 +163,40 @@ class ForwardConsumer {
       release(shared_.biases(), bias_at_);
     }
   }
-  FDMA_DEVICE void apply_mask(float (&scores)[1][kN][4]) {
+  // The words of the thread's two rows, from its first column on. Taken before the bias is added: where the mask has
+  // one buffer, the next one is on its way meanwhile.
+  struct MaskWords {
+    uint32_t of[2][4];
+  };
+  FDMA_DEVICE MaskWords take_mask() {
+    MaskWords words;
     if constexpr (Traits::kMasked) {
       constexpr int kWords = Traits::kMaskWords;
       shared_.masks().wait_full(mask_at_);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint32_t address = shared_.mask(mask_at_.stage()) + (tile_row0() + 8 * half + lane_ / 4) * kWords * 4;
-        uint32_t words[4];
         if constexpr (kWords == 4) {
           const uint4 all = sm80::load_shared_16(address);
-          words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
+          words.of[half][0] = all.x, words.of[half][1] = all.y, words.of[half][2] = all.z, words.of[half][3] = all.w;
         } else {
           static_assert(kWords == 2);
-          words[0] = sm80::load_shared_4(address), words[1] = sm80::load_shared_4(address + 4);
-        }
-#pragma unroll
-        for (int word = 0; word < kWords; ++word) {
-          apply_mask_word(scores, 0, half, word, words[word] >> (2 * (lane_ % 4)));
+          words.of[half][0] = sm80::load_shared_4(address), words.of[half][1] = sm80::load_shared_4(address + 4);
         }
       }
       release(shared_.masks(), mask_at_);
+    }
+    return words;
+  }
+  FDMA_DEVICE void apply_mask(float (&scores)[1][kN][4], const MaskWords& words) const {
+    if constexpr (Traits::kMasked) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int word = 0; word < Traits::kMaskWords; ++word) {
+          apply_mask_word(scores, 0, half, word, words.of[half][word] >> (2 * (lane_ % 4)));
+        }
+      }
     }
   }
 

@@ -131,8 +131,9 @@ class ForwardProducer {
       if (n >= 0 && previous < 0) load_query(work);
       if (previous >= 0) load_value(work, kv_head, previous);
       if (n < 0) return;
-      if constexpr (Traits::kMasked) load_mask(work, n);
+      // Biases first: beside them a mask has one buffer, and what comes behind it waits for the tile before.
       if constexpr (Traits::kBiased) load_bias(work, n);
+      if constexpr (Traits::kMasked) load_mask(work, n);
       previous = n;
       walk.advance();
     }

@@ -61,7 +61,6 @@ struct ForwardTraits {
   static constexpr int kStages = 2;
   static constexpr int kMaskWords = kKeys / 32;  // of a mask row, in a key tile
   static constexpr int kMaskBytes = kMasked ? kQueries * kMaskWords * 4 : 0;
-  static constexpr int kMaskStages = kBiased ? 1 : kStages;  // shared memory is full of biases
 
   using QueryTile = BlockedTile<kQueries, kHeadDim>;
   using KeyTile = BlockedTile<kKeys, kHeadDim>;
@@ -74,6 +73,8 @@ struct ForwardTraits {
   static constexpr int kValueOffset = kKeyOffset + kStages * KeyTile::kBytes;
   static constexpr int kBiasOffset = kValueOffset + kStages * KeyTile::kBytes;
   static constexpr int kMaskOffset = kBiasOffset + (kBiased ? kStages * BiasTile::kBytes : 0);
+  // Beside biases there may be room for one.
+  static constexpr int kMaskStages = kMaskOffset + kStages * kMaskBytes + 1024 <= kMaxSharedBytes ? kStages : 1;
   static constexpr int kSlotOffset = kMaskOffset + kMaskStages * kMaskBytes;
   static constexpr int kNoteOffset = kSlotOffset + (kSlots ? kStages * Slots::kBytes : 0);
   static constexpr int kNoteBytes = 16;
@@ -81,7 +82,7 @@ struct ForwardTraits {
   static constexpr int kWorkOffset = kNoteOffset + kStages * kNoteBytes;
   static constexpr int kRingOffset = kWorkOffset + round_up(2 * static_cast<int>(sizeof(Work)), 16);
   static constexpr int kSharedBytes = kRingOffset + (3 * kStages + kMaskStages + 2 + 1) * 16;
-  static_assert(kSharedBytes <= 227 * 1024);
+  static_assert(kSharedBytes <= kMaxSharedBytes);
 };
 
 // The block's shared memory by name.

@@ -5,6 +5,8 @@
 
 namespace fdma::sm90 {
 
+inline constexpr int kMaxSharedBytes = 227 * 1024;  // of a block
+
 struct ForwardTile {
   int groups;  // warpgroups of consumers, 64 query rows each
   int keys;
