@@ -39,7 +39,7 @@ TAIL_LINES = 15  # of a failing command's output, kept in the record
 # GoogleTest pattern of the tests that run under the sanitizers, which slow a kernel down a hundredfold.
 SANITIZER_FILTER = (
     "*Gpu*_bfloat16:AttentionStreamsGpu.*:SelectionGpu.OneRow*:CacheGpu.*"
-    ":Aligned/*full_dim_256_best*:Aligned/*interval_dim_256_best"
+    ":Aligned/*full_dim_256_hopper*:Aligned/*interval_dim_256_hopper"
     "-*broadcast_*:*_dim_8_*:*_dim_72_*:*Semantics*mask_int*:*Semantics*_float*"
     ":*Pages*of_??_*:*Pages*of_1024_*:*Pages*misaligned*:*Pages*transposed*"
     ":*Sequences*all_empty*:*Sequences*no_*:*Sequences*_views*:*Sequences*padded_*:*Sequences*only_*"

@@ -21,7 +21,12 @@ inline bool hopper_serves(const AttentionParams& p, ElementType type) {
 }
 
 inline bool takes_hopper(const DeviceInfo& device) {
-  return device.compute_capability == 90 && kernel_family == KernelFamily::kBest;
+  return device.compute_capability == 90 &&
+         (kernel_family == KernelFamily::kBest || kernel_family == KernelFamily::kUntried);
+}
+inline bool takes_hopper_backward(const AttentionKernels& kernels, const DeviceInfo& device) {
+  return kernels.backward_sm90 != nullptr && takes_hopper(device) &&
+         (kernels.head_dim <= 128 || kernel_family == KernelFamily::kUntried);
 }
 inline bool hopper_serves_forward(const ForwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   return kernels.forward_sm90 != nullptr && takes_hopper(device) && p.pages.table == nullptr &&
@@ -54,10 +59,7 @@ inline TailSplit forward_tail(const ForwardParams& p, const AttentionKernels& ke
 // tiles.
 inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device,
                                bool deterministic) {
-  if (kernels.backward_sm90 == nullptr || !takes_hopper(device) || deterministic || p.is_causal ||
-      !has_equal_tiles(p)) {
-    return {};
-  }
+  if (!takes_hopper_backward(kernels, device) || deterministic || p.is_causal || !has_equal_tiles(p)) return {};
   constexpr int kFewestTiles = 4;  // of queries, in a part
   const sm90::BackwardTile tile = sm90::backward_tile(kernels.head_dim);
   const int64_t tiles = ceil_div<int64_t>(p.sequences.max_k, tile.keys) * p.heads_kv * p.batch;
@@ -70,7 +72,7 @@ inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& 
 inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
   const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
-  return kernels.backward_sm90 != nullptr && takes_hopper(device) && p.softcap == 0 && p.grad_out.stride_row != 0 &&
+  return takes_hopper_backward(kernels, device) && p.softcap == 0 && p.grad_out.stride_row != 0 &&
          (!stores_scores || vector_scores) && hopper_serves(p, kernels.type);
 }
 
