@@ -28,8 +28,7 @@ std::vector<AttentionCase> backward_cases() {
       return C(name + ("_dim_" + std::to_string(dim))).dim(dim).batches(1).heads(2, 1).lengths(140, 168);
     };
     all.push_back(make("plain").lengths(133, 155));
-    all.push_back(make("causal").lengths(90, 203).grad_lse());
-    all.back().causal();
+    all.push_back(make("causal").lengths(90, 203).causal().grad_lse());
     all.push_back(make("long_queries").lengths(203, 90).causal());
     all.push_back(make("mask").mask(FDMA_BOOL));
     all.push_back(make("blocks").mask(FDMA_BOOL, {}, MaskPattern::kBlocks).lengths(140, 328).causal());
@@ -43,8 +42,8 @@ std::vector<AttentionCase> backward_cases() {
     all.push_back(sequences("sequences"));
     all.push_back(sequences("sequences_full").causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
     // Long walks of few tiles: the last are cut in parts, of keys forward and of queries backward.
-    all.push_back(make("tails").heads(1, 1).lengths(dim == 64 ? 1024 : 512, dim == 256 ? 512 : 1024));
-    all.back().heads(1, 1);
+    all.push_back(make("tails_forward").heads(1, 1).lengths(100, dim == 256 ? 500 : 1000));
+    all.push_back(make("tails_backward").heads(1, 1).lengths(dim == 64 ? 1000 : 500, dim == 256 ? 100 : 200));
   }
   return all;
 }
@@ -76,6 +75,8 @@ int64_t count(const std::vector<std::string>& launches, const std::string& kerne
   });
 }
 
+bool starts_with(const std::string& name, const std::string& part) { return name.rfind(part, 0) == 0; }
+
 std::string list(const std::vector<std::string>& launches) {
   std::string all;
   for (const std::string& name : launches) all += "\n  " + name;
@@ -104,12 +105,15 @@ TEST_P(Emulated, MatchesReference) {
   call.forward();
   std::vector<std::string> launches = emulation::take_launches();
   EXPECT_EQ(count(launches, "sm90::forward_kernel<", of_dim), 1) << list(launches);
+  EXPECT_EQ(count(launches, "combine_splits_kernel", ""), starts_with(c.name, "tails_forward")) << list(launches);
   call.download();
   call.expect_forward_matches();
   if (c.has_gradients()) {
     call.backward(deterministic);
     launches = emulation::take_launches();
     EXPECT_EQ(count(launches, "sm90::backward_kernel<", of_dim), 1) << list(launches);
+    EXPECT_EQ(count(launches, "combine_gradients_kernel", ""), starts_with(c.name, "tails_backward") && !deterministic)
+        << list(launches);
     call.download();
     call.expect_backward_matches();
   }

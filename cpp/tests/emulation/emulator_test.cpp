@@ -118,7 +118,7 @@ TEST_P(Emulator, FindsAddressesOutsideOfSharedMemory) {
 TEST_P(Emulator, FindsThreadsThatDifferInAProduct) {
   std::vector<float> sums(kThreads * 32);
   const std::string what = failure([&] {
-    const uint64_t descriptor = uint64_t{1} << 62 | (shared_ >> 4) + (threadIdx.x == 9 ? 2 : 0);
+    const uint64_t descriptor = uint64_t{1} << 62 | ((shared_ >> 4) + (threadIdx.x == 9 ? 2 : 0));
     start_product({&sums[threadIdx.x * 32], nullptr, descriptor, descriptor, false, false, true, false, 64});
   });
   EXPECT_CONTAINS(what, "threads of a warpgroup differ in a product");
@@ -154,6 +154,7 @@ TEST_P(Emulator, TimesProducts) {
     commit_products();
     barrier_sync(0, kThreads);
     early[threadIdx.x] = mine[31];
+    barrier_sync(0, kThreads);  // the first thread that waits lets the product be done
     wait_products(0);
     final[threadIdx.x] = mine[31];
   });

@@ -10,6 +10,7 @@ Three things of a kernel are not C++, and each becomes a call of the emulation (
 - ``extern __shared__ char name[]``, the shared memory of a launch.
 - ``kernel<<<grid, block, bytes, stream>>>(arguments)``.
 
+Unnamed namespaces get a name: that of a kernel in it can then be found by its address, for messages and tests.
 Line numbers stay as they are, so that messages of the compiler and of a debugger point into the kernel.
 """
 
@@ -78,6 +79,7 @@ ASM = re.compile(r"\basm\b(?:\s+volatile)?\s*\(")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 OPERAND = re.compile(r'\s*"[^"]*"\s*\((.*)\)\s*', re.DOTALL)
 SHARED_MEMORY = re.compile(r"\bextern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];")
+UNNAMED = re.compile(r"\bnamespace \{")
 LAUNCH = re.compile(r"\b(\w+)<<<(.*?)>>>\(", re.DOTALL)
 
 
@@ -161,8 +163,8 @@ def call_of(template: str, operands: list[str]) -> str:
     return f"{NAMESPACE}{function}({', '.join(arguments)})"
 
 
-def translate(source: str) -> str:
-    """C++ of a CUDA source."""
+def translate(source: str, name: str) -> str:
+    """C++ of a CUDA source, the file `name`."""
     translated = ""
     position = 0
     match = ASM.search(source)
@@ -176,6 +178,7 @@ def translate(source: str) -> str:
     translated += source[position:]
     translated = SHARED_MEMORY.sub(rf"\1* const \2 = static_cast<\1*>({NAMESPACE}dynamic_shared_memory());", translated)
     translated = LAUNCH.sub(rf'{NAMESPACE}LaunchOf{{"\1", \1, {{\2}}}}(', translated)
+    translated = UNNAMED.sub(f"inline namespace of_{name} {{", translated)
     # As a macro it would be in the way of the attribute that the standard library writes with the same name.
     return translated.replace("__noinline__", "__attribute__((noinline))")
 
@@ -184,7 +187,7 @@ def main() -> None:
     """Translate one file."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     try:
-        text = translate(source.read_text(encoding="utf-8"))
+        text = translate(source.read_text(encoding="utf-8"), source.stem)
     except TranslationError as error:
         sys.exit(f"{source}: {error}")
     target.parent.mkdir(parents=True, exist_ok=True)

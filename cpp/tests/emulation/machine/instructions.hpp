@@ -105,7 +105,8 @@ void store_shared(uint32_t address, T... values) {
   ((std::memcpy(target, &values, sizeof(T)), target += sizeof(T)), ...);
 }
 
-// Starts kernels: runtime.cpp names them.
+// Notes a launch, and what to call it: the function's own name where it has a symbol, else `name`, which may be
+// mangled.
 std::string kernel_name(const char* name, const void* kernel);
 
 struct LaunchShape {
