@@ -1,5 +1,6 @@
 // Attention by Hopper's kernels on the emulation, against the float64 reference: each call with everything asynchronous
-// as early and as late as it may be. Shapes of few tiles: walks, masks, rings and barriers are what is tested.
+// as early as it may be, with late copies and with late products. Shapes of few tiles: walks, masks, rings and barriers
+// are what is tested.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -83,6 +84,8 @@ std::string list(const std::vector<std::string>& launches) {
   return all;
 }
 
+const auto kAllTimings = testing::Values(Timing::kEarly, Timing::kLateCopies, Timing::kLateProducts);
+
 using Parameter = std::tuple<AttentionCase, Timing, bool>;
 
 class Emulated : public testing::TestWithParam<Parameter> {
@@ -121,17 +124,16 @@ TEST_P(Emulated, MatchesReference) {
 }
 
 std::string parameter_name(const testing::TestParamInfo<Parameter>& info) {
+  constexpr const char* kTimings[] = {"_early", "_late_copies", "_late_products"};
   const auto& [c, timing, deterministic] = info.param;
-  return c.name + (deterministic ? "_deterministic" : "") + (timing == Timing::kLate ? "_late" : "_early");
+  return c.name + (deterministic ? "_deterministic" : "") + kTimings[static_cast<int>(timing)];
 }
 
 INSTANTIATE_TEST_SUITE_P(Backward, Emulated,
-                         testing::Combine(testing::ValuesIn(backward_cases()),
-                                          testing::Values(Timing::kEarly, Timing::kLate), testing::Bool()),
+                         testing::Combine(testing::ValuesIn(backward_cases()), kAllTimings, testing::Bool()),
                          parameter_name);
 INSTANTIATE_TEST_SUITE_P(Forward, Emulated,
-                         testing::Combine(testing::ValuesIn(forward_cases()),
-                                          testing::Values(Timing::kEarly, Timing::kLate), testing::Values(false)),
+                         testing::Combine(testing::ValuesIn(forward_cases()), kAllTimings, testing::Values(false)),
                          parameter_name);
 
 }  // namespace

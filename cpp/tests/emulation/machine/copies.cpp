@@ -145,7 +145,7 @@ void copy_async(uint32_t smem, const void* source, int bytes, int valid_bytes) {
     std::memset(target, 0, static_cast<size_t>(bytes));
     std::memcpy(target, source, static_cast<size_t>(valid_bytes));
   };
-  if (timing() == Timing::kEarly) return action();
+  if (timing() != Timing::kLateCopies) return action();
   self().copies.push_back(action);
 }
 void commit_copies() { self().copy_groups.push_back(self().copies.size()); }

@@ -73,7 +73,8 @@ std::string describe_place() {
   std::string place = " in " + block.kernel + ", block " + std::to_string(blockIdx.x) + " " +
                       std::to_string(blockIdx.y) + " " + std::to_string(blockIdx.z);
   if (is_in_thread) place += ", thread " + std::to_string(current);
-  return place + (timing() == Timing::kLate ? ", late" : ", early");
+  constexpr const char* kTimings[] = {", early", ", copies late", ", products late"};
+  return place + kTimings[static_cast<int>(timing())];
 }
 
 // The first function on the stack of a thread. Never returns.
@@ -177,6 +178,8 @@ void run_block(size_t threads) {
   block.mbarriers.clear();
   block.arrivals.clear();
   block.polls = 0;
+  block.standstills = 0;
+  block.waiting_for_standstill = 0;
   for (size_t i = 0; i < threads; ++i) block.threads[i].stack_pointer = stacks.begin(i);
   while (!all_done()) {
     const int64_t before = progress;
@@ -184,8 +187,13 @@ void run_block(size_t threads) {
       for (int turn = 0; turn < kTurn && run_lanes(warp); ++turn) continue;
     }
     if (progress != before) continue;
-    if (block.arrivals.empty()) fail_of_deadlock();
-    run_next_arrival();
+    if (!block.arrivals.empty()) {
+      run_next_arrival();
+    } else if (std::exchange(block.waiting_for_standstill, 0) > 0) {
+      ++block.standstills;
+    } else {
+      fail_of_deadlock();
+    }
   }
   while (!block.arrivals.empty()) run_next_arrival();
   finish_stores();
@@ -227,8 +235,14 @@ void wait(const Waiting& waiting) {
   made_progress();
 }
 
+void wait_for_standstill() {
+  ++block.waiting_for_standstill;
+  const int64_t before = block.standstills;
+  wait_until("others to wait", before, [&] { return block.standstills > before; });
+}
+
 void arrive_in_time(Action action) {
-  if (timing() == Timing::kEarly) return action();
+  if (timing() != Timing::kLateCopies) return action();
   block.arrivals.push_back(std::move(action));
 }
 

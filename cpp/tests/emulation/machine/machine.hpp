@@ -77,8 +77,10 @@ struct Block {
   std::vector<Warpgroup> groups;
   NamedBarrier named[16];
   std::map<uint32_t, MBarrier> mbarriers;
-  std::deque<Action> arrivals;  // kLate: what comes to shared memory when nobody can go on without
-  int64_t polls = 0;            // of global memory
+  std::deque<Action> arrivals;  // kLateCopies: what comes to shared memory when nobody can go on without
+  int64_t standstills = 0;      // how often threads waited for a standstill, and how many do
+  int waiting_for_standstill = 0;
+  int64_t polls = 0;  // of global memory
 };
 extern Block block;
 extern int current;  // index of the running thread
@@ -98,6 +100,9 @@ void wait_until(const char* what, int64_t which, const Condition& condition) {
   if (condition()) return made_progress();
   wait({[](const void* c) { return (*static_cast<const Condition*>(c))(); }, &condition, what, which});
 }
+
+// Lets others run until none can go on.
+void wait_for_standstill();
 
 // Does `action` now or when nobody can go on without it.
 void arrive_in_time(Action action);

@@ -36,15 +36,15 @@ class SharedOperand {
     require((descriptor >> 49 & 7) == 0, "a product of an operand with a base offset");
   }
 
-  // values[depth * pitch + row * step] for all rows and the 16 of depth.
-  void read(int rows, bool is_bfloat16, float* values, int pitch, int step) const {
+  // values[depth * pitch + row] for all rows and the 16 of depth.
+  void read(int rows, bool is_bfloat16, float* values, int pitch) const {
     for (int row = 0; row < rows; row += is_transposed_ ? kRun : 1) {
       for (int depth = 0; depth < kDepth; depth += is_transposed_ ? 1 : kRun) {
         uint16_t run[kRun];
         std::memcpy(run, shared_bytes_at(address(row, depth), sizeof(run)), sizeof(run));
         for (int i = 0; i < kRun; ++i) {
           const int r = is_transposed_ ? row + i : row, d = is_transposed_ ? depth : depth + i;
-          values[d * pitch + r * step] = as_float(run[i], is_bfloat16);
+          values[d * pitch + r] = as_float(run[i], is_bfloat16);
         }
       }
     }
@@ -78,6 +78,16 @@ void read_registers(const GroupProduct& product, float (&a)[kDepth][kRows]) {
   }
 }
 
+// Most of the arithmetic of a test: for the vectors of the machine at hand.
+__attribute__((target_clones("avx512f", "avx2", "default"))) void add_product(const float (&a)[kDepth][kRows],
+                                                                              const float (&b)[kDepth][kMaxColumns],
+                                                                              int row, int columns, float* sums) {
+  for (int depth = 0; depth < kDepth; ++depth) {
+    const float factor = a[depth][row];
+    for (int c = 0; c < columns; ++c) sums[c] += factor * b[depth][c];
+  }
+}
+
 void execute(GroupProduct& product) {
   if (std::exchange(product.is_done, true)) return;
   static float a[kDepth][kRows], b[kDepth][kMaxColumns];
@@ -85,9 +95,9 @@ void execute(GroupProduct& product) {
   if (p.registers != nullptr) {
     read_registers(product, a);
   } else {
-    SharedOperand(p.a, p.a_transposed).read(kRows, p.is_bfloat16, a[0], kRows, 1);
+    SharedOperand(p.a, p.a_transposed).read(kRows, p.is_bfloat16, a[0], kRows);
   }
-  SharedOperand(p.b, p.b_transposed).read(p.columns, p.is_bfloat16, b[0], kMaxColumns, 1);
+  SharedOperand(p.b, p.b_transposed).read(p.columns, p.is_bfloat16, b[0], kMaxColumns);
   for (int quad = 0; quad < kGroupThreads; quad += 4) {
     for (int half = 0; half < 2; ++half) {
       const int row = row_of(quad, half);
@@ -96,10 +106,7 @@ void execute(GroupProduct& product) {
         return product.accumulators[quad + column % 8 / 2][column / 8 * 4 + 2 * half + column % 2];
       };
       for (int c = 0; c < p.columns; ++c) sums[c] = p.adds ? element(c) : 0.0f;
-      for (int depth = 0; depth < kDepth; ++depth) {
-        const float factor = a[depth][row];
-        for (int c = 0; c < p.columns; ++c) sums[c] += factor * b[depth][c];
-      }
+      add_product(a, b, row, p.columns, sums);
       for (int c = 0; c < p.columns; ++c) element(c) = sums[c];
     }
   }
@@ -173,6 +180,7 @@ void wait_products(int pending) {
     wait_until("its warpgroup to start product", end - 1, [&] {
       return end <= own.first || own.products[static_cast<size_t>(end - 1 - own.first)].started == kGroupThreads;
     });
+    if (timing() == Timing::kLateProducts) wait_for_standstill();
   }
   for (; own.first < end; ++own.first) {
     execute(own.products.front());
