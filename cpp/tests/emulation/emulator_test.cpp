@@ -243,11 +243,13 @@ TEST_P(Emulator, TimesBuffersThatAreGivenBack) {
   EXPECT_EQ(sums[0], GetParam() == Timing::kLateProducts ? 0.0f : 16.0f);
 }
 
+std::string timing_name(const testing::TestParamInfo<Timing>& info) {
+  constexpr const char* kNames[] = {"early", "late_copies", "late_products"};
+  return kNames[static_cast<int>(info.param)];
+}
+
 INSTANTIATE_TEST_SUITE_P(Machine, Emulator, testing::Values(Timing::kEarly, Timing::kLateCopies, Timing::kLateProducts),
-                         [](const testing::TestParamInfo<Timing>& info) {
-                           constexpr const char* kTimings[] = {"early", "late_copies", "late_products"};
-                           return kTimings[static_cast<int>(info.param)];
-                         });
+                         timing_name);
 
 }  // namespace
 }  // namespace fdma::emulation
