@@ -1,0 +1,117 @@
+// A block that runs, and what the files of the emulation share of it.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tests/emulation/machine/instructions.hpp"
+
+namespace fdma::emulation {
+
+constexpr int kWarpThreads = 32, kGroupThreads = 128;
+using Action = std::function<void()>;
+
+// What a thread waits for, kept in its own frame.
+struct Waiting {
+  bool (*is_over)(const void* condition) = nullptr;  // null: the thread can go on
+  const void* condition = nullptr;
+  const char* what = "";
+  int64_t which = 0;
+};
+
+struct Thread {
+  void* stack_pointer = nullptr;
+  bool is_done = false;
+  Waiting waiting;
+  // Products: how many it started, and how many it had at the end of each batch not waited for.
+  int64_t products = 0;
+  std::vector<int64_t> batches;
+  // Stores by the copy engine: of the group to be committed, and groups not waited for.
+  std::vector<Action> open_stores;
+  std::vector<std::vector<Action>> store_groups;
+  // cp.async not done, and how many of these there were at the end of each group not waited for.
+  std::vector<Action> copies;
+  std::vector<size_t> copy_groups;
+};
+
+// Values that lanes exchange. Those of an exchange stay until the one after the next.
+struct Warp {
+  int arrived = 0;
+  int64_t exchanges = 0;
+  char values[2][kWarpThreads][kMaxExchange];
+};
+
+// A product that its warpgroup starts thread by thread.
+struct GroupProduct {
+  Product of_first;
+  float* accumulators[kGroupThreads];
+  const uint32_t* registers[kGroupThreads];
+  int started = 0;
+  bool is_done = false;
+};
+struct Warpgroup {
+  std::deque<GroupProduct> products;  // the first of them is number `first`
+  int64_t first = 0;
+};
+
+struct NamedBarrier {
+  int threads = 0, arrived = 0;
+  int64_t rounds = 0;
+  int counts[2] = {0, 0};  // of barrier_count, by round
+};
+struct MBarrier {
+  int arrivals = 0, pending = 0;
+  int64_t bytes = 0;
+  int parity = 0;  // of the phase that is not over
+};
+
+struct Block {
+  std::string kernel;
+  size_t shared_bytes = 0;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<Warpgroup> groups;
+  NamedBarrier named[16];
+  std::map<uint32_t, MBarrier> mbarriers;
+  std::deque<Action> arrivals;  // kLateCopies: what comes to shared memory when nobody can go on without
+  int64_t standstills = 0;      // how often threads waited for a standstill, and how many do
+  int waiting_for_standstill = 0;
+  int64_t polls = 0;  // of global memory
+};
+extern Block block;
+extern int current;  // index of the running thread
+
+inline Thread& self() { return block.threads[static_cast<size_t>(current)]; }
+inline int index_in_group() { return current % kGroupThreads; }
+inline Warpgroup& group() { return block.groups[static_cast<size_t>(current / kGroupThreads)]; }
+
+// Throws EmulationError; adds kernel, block and thread.
+[[noreturn]] void fail(const std::string& what);
+void require(bool holds, const char* what);
+
+// Lets others run until `waiting` is over.
+void wait(const Waiting& waiting);
+template <typename Condition>
+void wait_until(const char* what, int64_t which, const Condition& condition) {
+  if (condition()) return made_progress();
+  wait({[](const void* c) { return (*static_cast<const Condition*>(c))(); }, &condition, what, which});
+}
+
+// Lets others run until none can go on.
+void wait_for_standstill();
+
+// Does `action` now or when nobody can go on without it.
+void arrive_in_time(Action action);
+
+// mbarrier, from the copy engine: bytes have come; a thread's copies are done.
+void complete_bytes(uint32_t barrier, int64_t bytes);
+void complete_copies(uint32_t barrier);
+// At the end of a block.
+void finish_stores();
+void check_barriers();
+
+}  // namespace fdma::emulation
