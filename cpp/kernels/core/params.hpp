@@ -67,7 +67,7 @@ struct PackMaskParams {
   int32_t stride_key = 1;                                     // 1, or 0 where one element serves all keys
   int32_t element_bytes = 1;                                  // 1, 2, 4, 8
   bool is_float = false;                                      // -0.0 counts as zero
-  int32_t chunk = 0;                                          // elements to read as vectors: 16 bytes, 8; 0: none
+  int32_t chunk = 0;                                          // elements that a lane reads as vectors, 0: one by one
   bool is_causal = false;  // keys that no row may see are not read: their bits are zero
   SequenceView sequences;
   bool shared_by_sequences = false;  // a batch entry of the mask serves several sequences: no length is that of all

@@ -62,12 +62,10 @@ struct SequenceView {
   // Cut to what the maximal length and the tensor hold: nobody has checked values that lie on a device.
   FDMA_HOST_DEVICE RowSpan span(const void* cu, int64_t b, int32_t max, int64_t rows, bool in_a_row) const {
     if (cu == nullptr) return {max, 0};
-    const int64_t first = joined > 0 ? 0 : boundary(cu, b);
+    const int64_t first = joined > 0 ? 0 : boundary(cu, b), end = boundary(cu, joined > 0 ? joined : b + 1);
     const int64_t begin = in_a_row ? max_of<int64_t>(0, min_of(first, rows)) : 0;
     const int64_t longest = min_of<int64_t>(max, rows - begin);
-    return {
-        static_cast<int32_t>(max_of<int64_t>(0, min_of(boundary(cu, joined > 0 ? joined : b + 1) - first, longest))),
-        begin};
+    return {static_cast<int32_t>(max_of<int64_t>(0, min_of(end - first, longest))), begin};
   }
 };
 

@@ -86,11 +86,9 @@ struct SpanSummary {
 struct QueryTiles {
   int first, end;
 };
-FDMA_HOST_DEVICE QueryTiles query_tiles(const SpanSummary& spans, int shift, int len_q, int tile) {
+FDMA_HOST_DEVICE QueryTiles query_tiles(const SpanSummary& spans, int len_q, int tile) {
   // Begin and end may be the ends of 32 bits.
-  const auto row = [&](int32_t position) {
-    return static_cast<int>(min_of<int64_t>(len_q, max_of<int64_t>(0, static_cast<int64_t>(position) - shift)));
-  };
+  const auto row = [&](int32_t position) { return min_of(len_q, max_of(0, position)); };
   const int begin = row(spans.first_begin), end = row(spans.last_end);
   return {begin / tile, begin < end ? ceil_div(end, tile) : begin / tile};
 }
@@ -121,7 +119,6 @@ struct SlotView {
   const int32_t* used = nullptr;                        // [list]: no slot from this one on has a key; or null
   const float* bias = nullptr;                          // [bias row][slots], in bits; or null
   int32_t slots = 0;                                    // of a list, padding included
-  int32_t shift = 0;                                    // of spans against query rows
   int32_t list_stride_batch = 0, list_stride_head = 0;  // lists; head: of slotted keys. 0 where the mask broadcasts
   int32_t bias_stride_batch = 0, bias_stride_head = 0;  // bias rows; head: query head / heads_per_bias_head
   int32_t heads_per_bias_head = 1;

@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kRowThreads) order_blocks_kernel(const __grid_
     const int per_tile = p.tile_slots / kSlotGroup;
     SpanSummary spans = load_summary(groups, tile * per_tile);
     for (int i = 1; i < per_tile; ++i) spans.add(load_summary(groups, tile * per_tile + i));
-    const QueryTiles walk = query_tiles(spans, p.slots.shift, p.len_q, p.tile_queries);
+    const QueryTiles walk = query_tiles(spans, p.len_q, p.tile_queries);
     return kSteps - 1 - static_cast<int>(static_cast<int64_t>(walk.end - walk.first) * (kSteps - 1) / longest);
   };
   if (threadIdx.x < kSteps) places[threadIdx.x] = 0;

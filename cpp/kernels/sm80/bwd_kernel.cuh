@@ -91,10 +91,9 @@ FDMA_DEVICE void scores_to_weights(float (&x)[kM][kN][4], const float2 (&stats)[
   }
   const int row0 = m * Traits::kQueries + c.score_row();
   if constexpr (Traits::kSlots) {
-    const int first = row0 + p.slots.shift;
     const SpanSummary spans = tile_summary<Traits::kKeys>(c.block.slot_groups(), c.block.n);
-    Traits::Bias::apply(x, c.smem + Traits::kBiasOffset, first, c.score_col(),
-                        !spans.all(first, first + Traits::kScoreRows - 1), c.lane);
+    Traits::Bias::apply(x, c.smem + Traits::kBiasOffset, row0, c.score_col(),
+                        !spans.all(row0, row0 + Traits::kScoreRows - 1), c.lane);
     return weights_from_bits(x, stats, folded ? c.unit.scale_log2 : 1.f);
   }
   const int col0 = c.block.k() + c.score_col();

@@ -98,7 +98,7 @@ struct BackwardBlock {
     if (k() >= sequence.len_k) first_tile = tile_count;
     if constexpr (Traits::kSlots) {
       const QueryTiles tiles =
-          query_tiles(tile_summary<Traits::kKeys>(slot_groups(), n), p.slots.shift, sequence.len_q, Traits::kQueries);
+          query_tiles(tile_summary<Traits::kKeys>(slot_groups(), n), sequence.len_q, Traits::kQueries);
       first_tile = tiles.first;
       tile_count = tiles.end;
     }
@@ -286,7 +286,7 @@ FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Trai
   if constexpr (Traits::kSlots) {
     const int first = m * Traits::kQueries;
     const int last = min_of(first + Traits::kQueries, block.sequence.len_q) - 1;
-    const LiveSlotTiles<Traits::kKeys> live{block.slot_groups(), first + p.slots.shift, last + p.slots.shift};
+    const LiveSlotTiles<Traits::kKeys> live{block.slot_groups(), first, last};
     const int used = p.slots.used_slots(p.slots.list(block.b, block.kv_head));
     return live.count_from(block.n + 1, ceil_div(used, Traits::kKeys));
   }

@@ -150,10 +150,9 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
   if constexpr (Traits::kSlots) {
     const SlotView& slots = p.slots;
     const SpanSummary* groups = slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup);
-    const int first = row0 + slots.shift;
     const bool partial =
-        !tile_summary<Traits::kKeys>(groups, n).all(first, first + block.packed.position(Traits::kWarpRows - 1));
-    return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, first, 0, partial, lane, block.packed);
+        !tile_summary<Traits::kKeys>(groups, n).all(row0, row0 + block.packed.position(Traits::kWarpRows - 1));
+    return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, row0, 0, partial, lane, block.packed);
   }
   const int col0 = n * Traits::kKeys;
   if (col0 + Traits::kKeys > key_limit(row0, block.sequence.len_q, block.sequence.len_k, p.is_causal)) {
@@ -212,8 +211,7 @@ class LiveTiles {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
       const int last = min_of(block.q_end(), block.sequence.len_q) - 1;
-      slots_ = {slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup), block.q + slots.shift,
-                last + slots.shift};
+      slots_ = {slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup), block.q, last};
     }
   }
   // The highest one that is not above n, or -1.

@@ -174,7 +174,7 @@ class BackwardConsumer {
     }
     if constexpr (Traits::kSlots) {
       const Span spans[2] = {span(0), span(1)};
-      apply_transposed_spans(x, spans, q + p_.slots.shift, lane_);
+      apply_transposed_spans(x, spans, q, lane_);
     } else {
       const int key = key0();
       if (key + 16 > key_limit(q, block_.sequence.len_q, block_.sequence.len_k, p_.is_causal)) {

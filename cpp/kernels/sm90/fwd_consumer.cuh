@@ -140,9 +140,8 @@ class ForwardConsumer {
     add_bias(scores);
     apply_mask(scores, mask);
     if constexpr (Traits::kSlots) {
-      const int first = row + p_.slots.shift;
-      const bool all = note.last_begin <= first && note.first_end > first + packed_.position(15);
-      Traits::Slots::apply(scores, shared_.slots(key_at_.stage()), first, 0, !all, lane_, packed_);
+      const bool all = note.last_begin <= row && note.first_end > row + packed_.position(15);
+      Traits::Slots::apply(scores, shared_.slots(key_at_.stage()), row, 0, !all, lane_, packed_);
     } else {
       const int col = note.n * Traits::kKeys;
       if (col + Traits::kKeys > key_limit(row, work.sequence.len_q, work.sequence.len_k, p_.is_causal)) {

@@ -36,8 +36,7 @@ class KeyWalk {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
       const int last = min_of(work.q + slots.packed.position(Traits::kQueries), work.sequence.len_q) - 1;
-      slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q + slots.shift,
-                last + slots.shift};
+      slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q, last};
       n = ceil_div(slots.used_slots(slots.list(work.b, work.h / p.group)), Traits::kKeys);
     } else {
       const PartRange range(static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q,

@@ -42,22 +42,21 @@ inline void __threadfence_block() {}
 // Warps. All lanes take part in all of these.
 namespace fdma::emulation {
 
-constexpr int kLanes = 32;
-inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
+inline int lane() { return static_cast<int>(threadIdx.x % kWarpThreads); }
 
 template <typename T>
 T from_lane(uint32_t mask, T value, int lane) {
-  T all[kLanes];
+  T all[kWarpThreads];
   exchange(mask, &value, all, sizeof(T));
-  return all[lane % kLanes];
+  return all[lane % kWarpThreads];
 }
 
 template <typename T, typename Operation>
 T over_lanes(uint32_t mask, T value, Operation operation) {
-  T all[kLanes];
+  T all[kWarpThreads];
   exchange(mask, &value, all, sizeof(T));
   T result = all[0];
-  for (int i = 1; i < kLanes; ++i) result = operation(result, all[i]);
+  for (int i = 1; i < kWarpThreads; ++i) result = operation(result, all[i]);
   return result;
 }
 
@@ -80,7 +79,8 @@ T __shfl_up_sync(uint32_t mask, T value, int distance) {
 template <typename T>
 T __shfl_down_sync(uint32_t mask, T value, int distance) {
   const int lane = fdma::emulation::lane();
-  return fdma::emulation::from_lane(mask, value, lane + distance < fdma::emulation::kLanes ? lane + distance : lane);
+  return fdma::emulation::from_lane(mask, value,
+                                    lane + distance < fdma::emulation::kWarpThreads ? lane + distance : lane);
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool predicate) {
   const uint32_t bit = predicate ? uint32_t{1} << fdma::emulation::lane() : 0;

@@ -21,6 +21,8 @@ void* dynamic_shared_memory();
 uint32_t shared_address(const void* pointer);
 char* shared_bytes_at(uint32_t address, int bytes);
 
+constexpr int kWarpThreads = 32;
+
 // One value of up to kMaxExchange bytes of each lane to all lanes of the warp. All lanes take part.
 constexpr int kMaxExchange = 16;
 void exchange(uint32_t mask, const void* mine, void* all, int bytes);

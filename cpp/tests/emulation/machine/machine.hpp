@@ -12,7 +12,7 @@
 
 namespace fdma::emulation {
 
-constexpr int kWarpThreads = 32, kGroupThreads = 128;
+constexpr int kGroupThreads = 128;
 using Action = std::function<void()>;
 
 // What a thread waits for, kept in its own frame.
