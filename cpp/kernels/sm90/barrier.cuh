@@ -95,8 +95,12 @@ struct Ring {
     }
   }
   FDMA_DEVICE void wait_full(const RingPosition<kStages>& at) const { full(at.stage()).wait(at.parity()); }
-  // Buffers start empty: the first round does not wait.
-  FDMA_DEVICE void wait_empty(const RingPosition<kStages>& at) const { empty(at.stage()).wait(at.parity() ^ 1); }
+  // Buffers start empty: the first round does not wait. All lanes of the warp: none may fill the buffer while another
+  // still waits, since a buffer that is filled and given back again has the parity that the other one waits on.
+  FDMA_DEVICE void wait_empty(const RingPosition<kStages>& at) const {
+    empty(at.stage()).wait(at.parity() ^ 1);
+    __syncwarp();
+  }
   // The warp, all of it, has done with its buffer and goes on to the next.
   FDMA_DEVICE void release(RingPosition<kStages>& at, int lane) const {
     __syncwarp();
