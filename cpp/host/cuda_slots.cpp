@@ -45,6 +45,7 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   take_listed(lists_, workspace);
   tables_.spans = workspace.take<Span>(orders * slots);
   tables_.groups = workspace.take<SpanSummary>(orders * (slots / kSlotGroup));
+  tables_.regions = workspace.take<SpanSummary>(orders * slot_regions(slots));
   tables_.used = workspace.take<int32_t>(orders);
   scratch_.seen = workspace.take<int32_t>(lists_.all_keys());
   if (lists_.is_interval) scratch_.order = workspace.take<int32_t>(lists_.all_keys());
@@ -54,6 +55,7 @@ SlotCall::SlotCall(const AttentionProblem& problem, AttentionParams& params, Wor
   SlotView& view = params.slots;
   view.spans = tables_.spans;
   view.groups = tables_.groups;
+  view.regions = tables_.regions;
   view.used = slots == 0 ? nullptr : tables_.used;  // nothing is written without slots
   if (params.query.stride_head != 0) view.packed = PackedHeads::of_group(params.group);
   if (problem.bias.kind == FDMA_BIAS_NONE) return;

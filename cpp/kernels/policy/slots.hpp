@@ -22,6 +22,7 @@
 namespace fdma {
 
 inline constexpr int kSlotGroup = 32;     // slots that share a summary of their spans
+inline constexpr int kSlotRegion = 1024;  // the same, for walks that pass over many groups at a time
 inline constexpr int kSlotPadding = 128;  // lists of slots have a multiple of it: the widest key tile
 
 // Where the lists of a mask lie: INT32, one for each (batch, head) of the mask.
@@ -82,6 +83,8 @@ struct SpanSummary {
   FDMA_HOST_DEVICE bool all(int first, int last) const { return last_begin <= first && first_end > last; }
 };
 
+FDMA_HOST_DEVICE int slot_regions(int slots) { return ceil_div(slots, kSlotRegion); }
+
 // Tiles of `tile` query rows, [first, end), in which some row may see one of the spans.
 struct QueryTiles {
   int first, end;
@@ -116,6 +119,7 @@ struct PackedHeads {
 struct SlotView {
   const Span* spans = nullptr;                          // [list][slots]
   const SpanSummary* groups = nullptr;                  // [list][slots / kSlotGroup]
+  const SpanSummary* regions = nullptr;                 // [list][slot_regions(slots)]; CUDA
   const int32_t* used = nullptr;                        // [list]: no slot from this one on has a key; or null
   const float* bias = nullptr;                          // [bias row][slots], in bits; or null
   int32_t slots = 0;                                    // of a list, padding included
@@ -127,6 +131,8 @@ struct SlotView {
   FDMA_HOST_DEVICE int64_t list(int b, int kv_head) const {
     return static_cast<int64_t>(b) * list_stride_batch + kv_head * list_stride_head;
   }
+  FDMA_HOST_DEVICE const SpanSummary* groups_of(int64_t list) const { return groups + list * (slots / kSlotGroup); }
+  FDMA_HOST_DEVICE const SpanSummary* regions_of(int64_t list) const { return regions + list * slot_regions(slots); }
   FDMA_HOST_DEVICE int used_slots(int64_t list) const { return used == nullptr ? slots : used[list]; }
   FDMA_HOST_DEVICE int64_t bias_row(int b, int h) const {
     return static_cast<int64_t>(b) * bias_stride_batch + h / heads_per_bias_head * bias_stride_head;

@@ -82,6 +82,7 @@ struct SlotTables {
   int32_t* keys = nullptr;         // [order][slots]: rows of keys, -1 where there is none
   Span* spans = nullptr;           // [order][slots]
   SpanSummary* groups = nullptr;   // [order][slots / kSlotGroup]
+  SpanSummary* regions = nullptr;  // [order][slot_regions(slots)]
   int32_t* slot_of_key = nullptr;  // [order][keys]: -1 for a hidden key
   int32_t* used = nullptr;         // [order]: no slot from this one on has a key
 };

@@ -92,23 +92,8 @@ __global__ void __launch_bounds__(kSortThreads)
   }
 }
 
-// One thread a slot: its key and span, the summaries, and the slot of each key. `ordered`: the keys of an order.
-__global__ void __launch_bounds__(kThreads)
-    fill_slots_kernel(const __grid_constant__ KeyListView mask, const int32_t* ordered, SlotTables tables) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;  // whole warps: see kSlotPadding
-  if (index >= mask.orders() * tables.slots) return;
-  const int64_t order = index / tables.slots, first_key = order * mask.keys.rows;
-  const int slot = static_cast<int>(index % tables.slots);
-  int key = -1;
-  Span span = kNoSpan;
-  if (slot < tables.used[order]) {
-    key = ordered[first_key + slot];
-    span = mask.span(order, key);
-    tables.slot_of_key[first_key + key] = slot;
-  }
-  tables.keys[index] = key;
-  tables.spans[index] = span;
-  SpanSummary summary{span.begin, span.end, span.begin, span.end};
+// Of the lanes of a warp.
+FDMA_DEVICE SpanSummary summary_of_warp(SpanSummary summary) {
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
     SpanSummary other;
@@ -118,7 +103,37 @@ __global__ void __launch_bounds__(kThreads)
     other.first_end = __shfl_xor_sync(0xffffffffu, summary.first_end, distance);
     summary.add(other);
   }
-  if (threadIdx.x % 32 == 0) tables.groups[index / kSlotGroup] = summary;
+  return summary;
+}
+
+// One block a region, one thread a slot: its key and span, the summaries, and the slot of each key. `ordered`: the keys
+// of an order.
+__global__ void __launch_bounds__(kSlotRegion)
+    fill_slots_kernel(const __grid_constant__ KeyListView mask, const int32_t* ordered, SlotTables tables) {
+  static_assert(kSlotGroup == 32 && kSlotRegion == 32 * kSlotGroup);  // a warp has a group, a warp of groups the region
+  __shared__ SpanSummary groups[kSlotRegion / kSlotGroup];
+  const int regions = slot_regions(tables.slots);
+  const int64_t order = blockIdx.x / regions, first_key = order * mask.keys.rows;
+  const int slot = static_cast<int>(blockIdx.x % regions) * kSlotRegion + threadIdx.x;
+  int key = -1;
+  Span span = kNoSpan;
+  if (slot < tables.used[order]) {
+    key = ordered[first_key + slot];
+    span = mask.span(order, key);
+    tables.slot_of_key[first_key + key] = slot;
+  }
+  const SpanSummary of_group = summary_of_warp({span.begin, span.end, span.begin, span.end});
+  if (slot < tables.slots) {  // whole warps: see kSlotPadding
+    const int64_t index = order * tables.slots + slot;
+    tables.keys[index] = key;
+    tables.spans[index] = span;
+    if (threadIdx.x % 32 == 0) tables.groups[index / kSlotGroup] = of_group;
+  }
+  if (threadIdx.x % 32 == 0) groups[threadIdx.x / 32] = of_group;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const SpanSummary of_region = summary_of_warp(groups[threadIdx.x]);
+  if (threadIdx.x == 0) tables.regions[blockIdx.x] = of_region;
 }
 
 FDMA_DEVICE uint4 load_chunk(const uint16_t* source, bool vector) {
@@ -189,7 +204,7 @@ __global__ void __launch_bounds__(kRowThreads) order_blocks_kernel(const __grid_
   const auto step_of = [&](int index) {  // 0 for the longest walks
     const int head = index / tiles, tile = index % tiles;
     const int64_t list = p.slots.list(head / p.heads_kv, head % p.heads_kv);
-    const SpanSummary* groups = p.slots.groups + list * (p.slots.slots / kSlotGroup);
+    const SpanSummary* groups = p.slots.groups_of(list);
     const int per_tile = p.tile_slots / kSlotGroup;
     SpanSummary spans = load_summary(groups, tile * per_tile);
     for (int i = 1; i < per_tile; ++i) spans.add(load_summary(groups, tile * per_tile + i));
@@ -349,8 +364,11 @@ cudaError_t launch_fill_slots(const KeyListView& mask, const SlotTables& tables,
   // The ends of columns are those of their sequences: they rise with the keys.
   if (mask.is_interval) error = sort_epochs(mask, scratch, tables.used, stream);
   if (error != cudaSuccess) return error;
-  return start(fill_slots_kernel, mask.orders() * tables.slots, stream, mask,
-               static_cast<const int32_t*>(mask.is_interval ? scratch.order : scratch.seen), tables);
+  const int64_t regions = mask.orders() * slot_regions(tables.slots);
+  if (regions > INT32_MAX) return cudaErrorInvalidConfiguration;
+  fill_slots_kernel<<<static_cast<unsigned>(regions), kSlotRegion, 0, stream>>>(
+      mask, mask.is_interval ? scratch.order : scratch.seen, tables);
+  return cudaPeekAtLastError();
 }
 
 cudaError_t launch_order_blocks(const BlockOrderParams& p, cudaStream_t stream) {

@@ -108,9 +108,7 @@ struct BackwardBlock {
       first_tile += range.first;
     }
   }
-  FDMA_DEVICE const SpanSummary* slot_groups() const {
-    return p.slots.groups + p.slots.list(b, kv_head) * (p.slots.slots / kSlotGroup);
-  }
+  FDMA_DEVICE const SpanSummary* slot_groups() const { return p.slots.groups_of(p.slots.list(b, kv_head)); }
   FDMA_DEVICE int k() const { return n * Traits::kKeys; }
   // Of the sequence, in scratch.
   FDMA_DEVICE int64_t first_row_tile() const { return p.row_tiles.first(b, sequence.q_begin); }
@@ -286,8 +284,9 @@ FDMA_DEVICE int query_sum_rank(const BackwardParams& p, const BackwardBlock<Trai
   if constexpr (Traits::kSlots) {
     const int first = m * Traits::kQueries;
     const int last = min_of(first + Traits::kQueries, block.sequence.len_q) - 1;
-    const LiveSlotTiles<Traits::kKeys> live{block.slot_groups(), first, last};
-    const int used = p.slots.used_slots(p.slots.list(block.b, block.kv_head));
+    const int64_t list = p.slots.list(block.b, block.kv_head);
+    const LiveSlotTiles<Traits::kKeys> live(p.slots, list, first, last);
+    const int used = p.slots.used_slots(list);
     return live.count_from(block.n + 1, ceil_div(used, Traits::kKeys));
   }
   const int end =

@@ -149,7 +149,7 @@ FDMA_DEVICE void finish_scores(float (&scores)[kM][kN][4], const ForwardParams& 
   const int row0 = block.q + block.packed.position(warp_row);
   if constexpr (Traits::kSlots) {
     const SlotView& slots = p.slots;
-    const SpanSummary* groups = slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup);
+    const SpanSummary* groups = slots.groups_of(slots.list(block.b, block.kv_head));
     const bool partial =
         !tile_summary<Traits::kKeys>(groups, n).all(row0, row0 + block.packed.position(Traits::kWarpRows - 1));
     return Traits::Bias::apply(scores, smem + Traits::kBiasOffset, row0, 0, partial, lane, block.packed);
@@ -211,7 +211,7 @@ class LiveTiles {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
       const int last = min_of(block.q_end(), block.sequence.len_q) - 1;
-      slots_ = {slots.groups + slots.list(block.b, block.kv_head) * (slots.slots / kSlotGroup), block.q, last};
+      slots_ = LiveSlotTiles<Traits::kKeys>(slots, slots.list(block.b, block.kv_head), block.q, last);
     }
   }
   // The highest one that is not above n, or -1.

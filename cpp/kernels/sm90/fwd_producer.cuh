@@ -36,8 +36,9 @@ class KeyWalk {
     if constexpr (Traits::kSlots) {
       const SlotView& slots = p.slots;
       const int last = min_of(work.q + slots.packed.position(Traits::kQueries), work.sequence.len_q) - 1;
-      slots_ = {slots.groups + slots.list(work.b, work.h / p.group) * (slots.slots / kSlotGroup), work.q, last};
-      n = ceil_div(slots.used_slots(slots.list(work.b, work.h / p.group)), Traits::kKeys);
+      const int64_t list = slots.list(work.b, work.h / p.group);
+      slots_ = LiveSlotTiles<Traits::kKeys>(slots, list, work.q, last);
+      n = ceil_div(slots.used_slots(list), Traits::kKeys);
     } else {
       const PartRange range(static_cast<int>(key_tile_count(work.q + Traits::kQueries, work.sequence.len_q,
                                                             work.sequence.len_k, p.is_causal, Traits::kKeys)),
@@ -61,7 +62,7 @@ class KeyWalk {
     KeyNote note{n, 0, 0};
     if constexpr (Traits::kSlots) {
       if (n >= 0) {
-        const SpanSummary summary = tile_summary<Traits::kKeys>(slots_.groups, n);
+        const SpanSummary summary = slots_.summary(n);
         note.last_begin = summary.last_begin, note.first_end = summary.first_end;
       }
     }

@@ -17,6 +17,8 @@ namespace {
 
 using emulation::Timing;
 
+using Lengths = std::vector<int64_t>;
+
 constexpr Extent kOne = Extent::kOne, kFull = Extent::kFull, kKv = Extent::kKvHeads;
 
 // Rows of a bias start at multiples of 16 bytes: other lengths of keys go to the portable kernels.
@@ -46,6 +48,9 @@ std::vector<AttentionCase> backward_cases() {
     all.push_back(make("tails_forward").heads(1, 1).lengths(100, dim == 256 ? 500 : 1000));
     all.push_back(make("tails_backward").heads(1, 1).lengths(dim == 64 ? 1000 : 500, dim == 256 ? 100 : 200));
   }
+  // Slots of many sequences: walks pass over whole regions of them.
+  all.push_back(
+      C("regions_dim_64").dim(64).heads(1, 1).lists(FDMA_MASK_COLUMNS).sequences(Lengths(200, 2), Lengths(200, 150)));
   return all;
 }
 

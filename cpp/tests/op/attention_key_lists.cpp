@@ -105,6 +105,8 @@ std::vector<C> sequence_cases(fdma_mask_kind kind) {
       edges(make("sequences_edges_of_query_heads")).lists(kind, kFull, kFull).bias(FDMA_FLOAT32, kKeys),
       make("sequences_one").sequences({113}, {203}),
       make("sequences_long").sequences({700, 5, 1023}, {900, 1000, 600}).heads(2, 1).dim(40),
+      // More tiles of slots than a walk looks at together, of which a query tile sees a third.
+      make("sequences_many_keys").sequences(Lengths(200, 2), Lengths(200, 150)).heads(2, 1).dim(16),
       make("sequences_many_short").sequences(Lengths(50, 2), Lengths(50, 3)).bias(FDMA_FLOAT32, kKeys),
       make("sequences_many_empty").sequences({0, 0, 3, 0, 0, 4, 0}, {0, 2, 0, 0, 6, 5, 0}).bias(FDMA_FLOAT32, kKeys),
       make("sequences_all_empty").sequences({0, 0}, {0, 0}).slack(7, 70),
