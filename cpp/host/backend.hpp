@@ -40,7 +40,7 @@ enum class KernelFamily {
   kBest,
   kPortable,    // none of one architecture alone
   kSmallTiles,  // of the portable ones those for devices with 99 KB of shared memory a block
-  kUntried      // as kBest, with kernels that no GPU has run yet: Hopper's backward for head dims above 128
+  kUntried  // as kBest, with kernels that no GPU has run yet: Hopper's backward for head dims above 128 or a softcap
 };
 extern thread_local KernelFamily kernel_family;
 }  // namespace cuda

@@ -67,12 +67,12 @@ inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& 
   return TailSplit::choose(tiles, device.multiprocessors, walk / kFewestTiles);
 }
 
-// No softcap: its derivative would need the scores once more, and code for it in the main loop takes 3 % of the others'
-// speed. The gradient of the bias is stored by the copy engine, too.
+// A softcap without a bias, or with one of slots. The gradient of the bias is stored by the copy engine, too.
 inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
   const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
-  return takes_hopper_backward(kernels, device) && p.softcap == 0 && p.grad_out.stride_row != 0 &&
+  const bool caps = p.bias.data == nullptr && kernel_family == KernelFamily::kUntried;
+  return takes_hopper_backward(kernels, device) && (p.softcap == 0 || caps) && p.grad_out.stride_row != 0 &&
          (!stores_scores || vector_scores) && hopper_serves(p, kernels.type);
 }
 

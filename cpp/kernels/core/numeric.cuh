@@ -78,6 +78,12 @@ FDMA_DEVICE float exp2_approx(float x) {
   return y;
 }
 
+FDMA_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 1 - 2 / (e^2x + 1): two special-function operations, absolute error below 3e-7 (tanh.approx has 5e-4).
 FDMA_DEVICE float tanh_exp2(float x) { return 1.f - __fdividef(2.f, exp2_approx(2.f * kLog2e * x) + 1.f); }
 

@@ -26,17 +26,21 @@ struct ScoreUnit {
   template <int kM, int kN>
   FDMA_DEVICE void to_bits(float (&acc)[kM][kN][4]) const {
     if (capped()) {
-#pragma unroll
-      for (int i = 0; i < kM; ++i)
-#pragma unroll
-        for (int j = 0; j < kN; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) acc[i][j][e] = cap_log2 * tanh_exp2(acc[i][j][e] * scale_over_cap);
+      to_bits_capped(acc);
     } else {
       to_bits_uncapped(acc);
     }
   }
-  // As to_bits, where it is known that there is no softcap.
+  // As to_bits, where it is known whether there is a softcap.
+  template <int kM, int kN>
+  FDMA_DEVICE void to_bits_capped(float (&acc)[kM][kN][4]) const {
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+      for (int j = 0; j < kN; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[i][j][e] = cap_log2 * tanh_exp2(acc[i][j][e] * scale_over_cap);
+  }
   template <int kM, int kN>
   FDMA_DEVICE void to_bits_uncapped(float (&acc)[kM][kN][4]) const {
 #pragma unroll

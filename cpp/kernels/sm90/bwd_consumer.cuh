@@ -105,10 +105,7 @@ class BackwardConsumer {
     to_operand(weight_operand, weights);
     wait_products<0>();
     hold(grad);
-    const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
-    to_transposed_grad_scores(grad, weights, stats);
-    add_bias_gradient(grad);
-
+    finish_gradients(grad, weights);
     to_operand(grad_operand, grad);
     hold(weight_operand);
     hold(grad_value);
@@ -152,9 +149,10 @@ class BackwardConsumer {
 
   // Turns k.q into P^T.
   FDMA_DEVICE void finish_weights(Scores& x, int m) {
+    if constexpr (Traits::kCapped) unit_.to_bits_capped(x);
     if constexpr (Traits::kSlots) {
-      if (!folded_) scale_and_shift(x, unit_.scale_log2, slot_bias_);
-    } else {
+      if (!folded_) scale_and_shift(x, Traits::kCapped ? 1.f : unit_.scale_log2, slot_bias_);
+    } else if constexpr (!Traits::kCapped) {
       if (!folded_) unit_.to_bits_uncapped(x);
     }
     if constexpr (Traits::kBiased) {
@@ -183,6 +181,18 @@ class BackwardConsumer {
     }
     const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
     transposed_weights_from_bits(x, stats, folded_ ? unit_.scale_log2 : 1.f);
+  }
+
+  // Turns dP^T into dS^T, by the way into the gradient of the biases of slots.
+  FDMA_DEVICE void finish_gradients(Scores& grad, const Scores& weights) {
+    const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
+    to_transposed_grad_scores(grad, weights, stats);
+    add_bias_gradient(grad);
+    if constexpr (Traits::kCapped && Traits::kSlots) {
+      apply_transposed_cap(grad, weights, stats, unit_.cap_log2, slot_bias_);
+    } else if constexpr (Traits::kCapped) {
+      apply_transposed_cap(grad, weights, stats, unit_.cap_log2, {0.f, 0.f});
+    }
   }
 
   FDMA_DEVICE static void to_operand(Operand& a, const Scores& acc) {

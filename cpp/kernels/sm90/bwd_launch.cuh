@@ -9,9 +9,9 @@
 
 namespace fdma::sm90 {
 
-template <typename T, int kHeadDim, BiasForm kBias>
+template <typename T, int kHeadDim, BiasForm kBias, bool kCapped = false>
 cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream) {
-  using Traits = BackwardTraits<T, kHeadDim, kBias>;
+  using Traits = BackwardTraits<T, kHeadDim, kBias, kCapped>;
   BackwardLaunch launch;
   static_cast<BackwardParams&>(launch) = p;
   const ElementType type = Element<T>::kType;
@@ -44,6 +44,10 @@ cudaError_t launch_backward_variant(const BackwardParams& p, cudaStream_t stream
 
 template <typename T, int kHeadDim>
 cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
+  if (p.softcap != 0) {  // without a bias that has a row for every query, see hopper_serves_backward
+    return p.slots.spans != nullptr ? launch_backward_variant<T, kHeadDim, BiasForm::kSlots, true>(p, stream)
+                                    : launch_backward_variant<T, kHeadDim, BiasForm::kNone, true>(p, stream);
+  }
   if (p.slots.spans != nullptr) return launch_backward_variant<T, kHeadDim, BiasForm::kSlots>(p, stream);
   return p.bias.data != nullptr ? launch_backward_variant<T, kHeadDim, BiasForm::kSame>(p, stream)
                                 : launch_backward_variant<T, kHeadDim, BiasForm::kNone>(p, stream);

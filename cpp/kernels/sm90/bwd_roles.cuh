@@ -167,9 +167,9 @@ class BackwardRoles : BackwardConsumer<Traits> {
     hold(grad);
     release(shared_.grad_outs(), grad_out_at_);
     Scores weights;
+    if constexpr (Traits::kCapped) this->load_slot_bias(note.h);  // of each tile: the sums leave no registers
     Sum::unstage(weights, sum_stage(warp_), lane_);
-    to_transposed_grad_scores(grad, weights, shared_.stats(query_at_.stage()) + lane_ % 4 * 16);
-    this->add_bias_gradient(grad);
+    this->finish_gradients(grad, weights);
     Base::to_operand(operand, grad);
     store_transposed(shared_.base + Traits::kScoreOffset, operand, warp_, lane_);
     publish_shared();

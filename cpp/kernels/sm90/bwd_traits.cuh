@@ -20,13 +20,16 @@ struct QueryNote {
   int sum;   // of the scratch in which dQ is added up, the tile: row tile * query heads + head
 };
 
-template <typename T_, int kHeadDim_, BiasForm kBias_>
+// `kCapped_`: with a softcap, whose code would take 3 % of the speed of calls that have none.
+template <typename T_, int kHeadDim_, BiasForm kBias_, bool kCapped_>
 struct BackwardTraits {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr BiasForm kBias = kBias_;
   static constexpr bool kSlots = kBias == BiasForm::kSlots;
   static constexpr bool kBiased = kBias == BiasForm::kSame;
+  static constexpr bool kCapped = kCapped_;
+  static_assert(!(kCapped && kBiased), "the dS that is the gradient of a bias is not that of Q and K under a softcap");
   static constexpr int kQueries = backward_tile(kHeadDim).queries, kKeys = backward_tile(kHeadDim).keys;
   static constexpr int kGroups = kBackwardGroups;
   static constexpr bool kRoles = kKeys == kGroupRows;  // the groups have the same keys, see BackwardRoles

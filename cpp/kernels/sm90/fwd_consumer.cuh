@@ -131,7 +131,7 @@ class ForwardConsumer {
   }
   FDMA_DEVICE void finish_scores(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
     if constexpr (Traits::kCapped) {
-      unit_.to_bits(scores);
+      unit_.to_bits_capped(scores);
     } else {
       if (!folded_) unit_.to_bits_uncapped(scores);
     }

@@ -156,4 +156,22 @@ FDMA_DEVICE void to_transposed_grad_scores(float (&grad)[1][kN][4], const float 
   }
 }
 
+// dS^T times the derivative of the softcap, 1 - t^2 with t = tanh(scale * q.k / cap). Scores are not kept: a weight
+// says what its was. `bias`: of the thread's keys, in bits.
+template <int kN>
+FDMA_DEVICE void apply_transposed_cap(float (&grad)[1][kN][4], const float (&weights)[1][kN][4], uint32_t stats,
+                                      float cap_log2, const float (&bias)[2]) {
+  const float inverse = __fdividef(1.f, cap_log2);
+#pragma unroll
+  for (int j = 0; j < kN; ++j) {
+    const float4 pair = load_stats(stats, j);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float shift = (e % 2 == 0 ? pair.x : pair.z) - bias[e / 2];
+      const float t = (log2_approx(weights[0][j][e]) + shift) * inverse;
+      grad[0][j][e] *= 1.f - fminf(t * t, 1.f);  // 0 where the weight is, also of inf - inf
+    }
+  }
+}
+
 }  // namespace fdma::sm90

@@ -39,6 +39,10 @@ std::vector<AttentionCase> backward_cases() {
     all.push_back(make("full").causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
     all.push_back(make("interval").lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
     all.push_back(make("columns").lists(FDMA_MASK_COLUMNS).bias(FDMA_FLOAT32, keys_only).causal());
+    all.push_back(make("softcap").capped(3.0f).causal());
+    all.push_back(make("softcap_mask").capped(1.5f).mask(FDMA_BOOL).grad_lse());
+    all.push_back(make("softcap_interval").capped(1.5f).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
+    all.push_back(make("softcap_columns").capped(3.0f).lists(FDMA_MASK_COLUMNS));
     const auto sequences = [&](const char* name) {
       return make(name).sequences({70, 0, 33, 129}, {72, 40, 0, 64}).slack(5, 6);
     };
@@ -66,7 +70,6 @@ std::vector<AttentionCase> forward_cases() {
           .lengths(140, 200)
           .gradients(false, false, false, false);
     };
-    all.push_back(make("softcap").capped(3.0f).causal());
     all.push_back(make("softcap_full").capped(3.0f).mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
     // More query tiles than multiprocessors: blocks take them from the queue.
     all.push_back(make("queue").heads(4, 4).lengths(400, 130).causal());

@@ -64,6 +64,7 @@ INSTRUCTIONS: dict[str, str | None] = {
     "red.global.add.v4.f32": "reduce_add",
     # Arithmetic
     "ex2.approx.ftz.f32": "exp2_approx",
+    "lg2.approx.ftz.f32": "log2_approx",
     # Hints, register counts, and the order of memory accesses
     "fence.mbarrier_init.release.cluster": None,
     "fence.proxy.async.shared::cta": None,

@@ -68,12 +68,18 @@ std::vector<AttentionCase> aligned_cases() {
     all.push_back(make("interval").lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
     all.push_back(make("columns").lists(FDMA_MASK_COLUMNS).bias(FDMA_FLOAT32, keys_only).causal());
     all.push_back(make("interval_without_bias").lists(FDMA_MASK_INTERVAL));
+    all.push_back(make("softcap").capped(3.0f).causal());
+    all.push_back(make("softcap_long_queries").capped(1.5f).lengths(1300, 300));
+    all.push_back(make("softcap_mask").capped(1.5f).mask(FDMA_BOOL).grad_lse());
+    all.push_back(make("softcap_interval").capped(1.5f).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
+    all.push_back(make("softcap_columns").capped(3.0f).lists(FDMA_MASK_COLUMNS).causal());
     all.push_back(make("only_query_gradient").bias(FDMA_BFLOAT16).gradients(true, false, false, false));
     all.push_back(make("without_query_gradient").bias(FDMA_BFLOAT16).gradients(false, true, true, true));
     const auto sequences = [&](const char* name) {
       return make(name).sequences({70, 33, 90, 1, 12, 129}, {70, 104, 40, 50, 0, 64}).slack(5, 6);
     };
     all.push_back(sequences("sequences"));
+    all.push_back(sequences("sequences_softcap").capped(1.5f).causal());
     all.push_back(sequences("sequences_padded").padded().causal());
     all.push_back(sequences("sequences_full").causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
     all.push_back(sequences("sequences_interval").lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));

@@ -81,6 +81,7 @@ inline void reduce_add(float* address, float a, float b, float c, float d) {
 }
 
 inline void exp2_approx(float& y, float x) { y = std::exp2(x); }
+inline void log2_approx(float& y, float x) { y = std::log2(x); }
 
 template <typename... T>
 void load_shared_values(uint32_t address, T&... values) {
