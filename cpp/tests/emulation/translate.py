@@ -40,7 +40,7 @@ INSTRUCTIONS: dict[str, str | None] = {
     "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32": "add_floats",
     "cp.async.bulk.commit_group": "commit_stores",
     "cp.async.bulk.wait_group": "wait_stores",
-    "cp.async.bulk.wait_group.read": "wait_stores",
+    "cp.async.bulk.wait_group.read": "wait_stores_read",
     # Copies of a thread
     "cp.async.cg.shared.global": "copy_async",
     "cp.async.ca.shared.global": "copy_async",
@@ -65,9 +65,10 @@ INSTRUCTIONS: dict[str, str | None] = {
     # Arithmetic
     "ex2.approx.ftz.f32": "exp2_approx",
     "lg2.approx.ftz.f32": "log2_approx",
-    # Hints, register counts, and the order of memory accesses
-    "fence.mbarrier_init.release.cluster": None,
-    "fence.proxy.async.shared::cta": None,
+    # Proxies
+    "fence.mbarrier_init.release.cluster": "publish_barriers",
+    "fence.proxy.async.shared::cta": "fence_async",
+    # Hints and register counts
     "prefetch.tensormap": None,
     "setmaxnreg.inc.sync.aligned.u32": None,
     "setmaxnreg.dec.sync.aligned.u32": None,

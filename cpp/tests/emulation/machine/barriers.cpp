@@ -65,7 +65,7 @@ int barrier_count(bool predicate) {
 void mbarrier_init(uint32_t barrier, int arrivals) {
   shared_bytes_at(barrier, 8);
   require(arrivals > 0, "an mbarrier waits for one arrival at least");
-  block.mbarriers[barrier] = {arrivals, arrivals, 0, 0};
+  block.mbarriers[barrier] = {arrivals, arrivals, 0, 0, false};
 }
 void mbarrier_arrive(uint32_t barrier) { arrive(barrier); }
 void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
@@ -80,6 +80,7 @@ void mbarrier_wait(uint32_t barrier, int parity) {
 
 void complete_bytes(uint32_t barrier, int64_t bytes) {
   MBarrier& completed = mbarrier_at(barrier);
+  require(completed.is_published, "bytes come to an mbarrier without fence.mbarrier_init");
   completed.bytes -= bytes;
   end_phase(completed);
   made_progress();

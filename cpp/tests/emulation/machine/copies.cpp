@@ -72,6 +72,7 @@ void load_box(uint32_t smem, const void* map, int c0, int c1, int c2, int c3, ui
   arrive_in_time([=, box = read_map(map)] {
     for_each_element(box, smem, {c0, c1, c2, c3}, [](uint32_t to, const char* from) {
       char* target = shared_bytes_at(to, kElementBytes);
+      note_async_write(to, kElementBytes);
       if (from == nullptr) {
         std::memset(target, 0, kElementBytes);
       } else {
@@ -85,6 +86,7 @@ void load_box(uint32_t smem, const void* map, int c0, int c1, int c2, int c3, ui
 void store_box(const void* map, int c0, int c1, int c2, int c3, uint32_t smem) {
   store_in_time([=, box = read_map(map)] {
     for_each_element(box, smem, {c0, c1, c2, c3}, [](uint32_t from, char* to) {
+      require_published(from, kElementBytes);
       if (to != nullptr) std::memcpy(to, shared_bytes_at(from, kElementBytes), kElementBytes);
     });
   });
@@ -94,6 +96,7 @@ void load_bytes(uint32_t smem, const void* source, int bytes, uint32_t barrier) 
   require(smem % 16 == 0 && is_multiple_of_16(source) && bytes % 16 == 0,
           "addresses and size of a bulk copy are multiples of 16");
   arrive_in_time([=] {
+    note_async_write(smem, bytes);
     for (int i = 0; i < bytes; i += 16) {
       std::memcpy(shared_bytes_at(smem + static_cast<uint32_t>(i), 16), static_cast<const char*>(source) + i, 16);
     }
@@ -105,6 +108,7 @@ void add_floats(float* target, uint32_t smem, int bytes) {
   require(smem % 16 == 0 && is_multiple_of_16(target) && bytes % 16 == 0,
           "addresses and size of a bulk addition are multiples of 16");
   store_in_time([=] {
+    require_published(smem, bytes);
     for (int i = 0; i < bytes / 4; ++i) {
       float value;
       load_shared(value, smem + static_cast<uint32_t>(4 * i));
@@ -119,13 +123,18 @@ void commit_stores() {
 }
 
 // What is only to be read by then is written, too: later would need memory that may be written again.
-void wait_stores(int pending) {
+void wait_stores_read(int pending) {
   auto& groups = self().store_groups;
   while (static_cast<int>(groups.size()) > pending) {
     for (const Action& store : groups.front()) store();
     groups.erase(groups.begin());
+    self().has_unwritten_stores = true;
   }
   made_progress();
+}
+void wait_stores(int pending) {
+  wait_stores_read(pending);
+  if (pending == 0) self().has_unwritten_stores = false;
 }
 
 void finish_stores() {
@@ -142,6 +151,7 @@ void copy_async(uint32_t smem, const void* source, int bytes, int valid_bytes) {
   require(valid_bytes >= 0 && valid_bytes <= bytes, "more valid bytes than cp.async copies");
   const Action action = [=] {
     char* target = shared_bytes_at(smem, bytes);
+    note_write(smem, bytes);
     std::memset(target, 0, static_cast<size_t>(bytes));
     std::memcpy(target, source, static_cast<size_t>(valid_bytes));
   };

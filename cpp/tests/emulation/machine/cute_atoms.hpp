@@ -15,7 +15,7 @@ void cp_async_wait() {
   fdma::emulation::wait_copies(kPending);
 }
 
-inline void warpgroup_arrive() {}
+inline void warpgroup_arrive() { fdma::emulation::fence_products(); }
 inline void warpgroup_commit_batch() { fdma::emulation::commit_products(); }
 template <int kPending>
 void warpgroup_wait() {

@@ -52,8 +52,6 @@ int current = 0;
 
 namespace {
 
-constexpr size_t kMaxShared = 227 * 1024;  // of a block, compute capability 9.0
-constexpr uint32_t kWindowBegin = 1024;    // no address of shared memory is 0
 constexpr size_t kStackBytes = 512 * 1024;
 constexpr int kSavedRegisters = 6;
 constexpr int kTurn = 64;  // how often the lanes of a warp are asked to go on before others are
@@ -171,6 +169,7 @@ void run_next_arrival() {
 void run_block(size_t threads) {
   static Stacks stacks;
   std::memset(window + kWindowBegin, 0xff, block.shared_bytes);
+  forget_writes();
   block.threads.assign(threads, Thread());
   block.warps.assign((threads + kWarpThreads - 1) / kWarpThreads, Warp());
   block.groups.assign((threads + kGroupThreads - 1) / kGroupThreads, Warpgroup());

@@ -21,6 +21,12 @@ void* dynamic_shared_memory();
 uint32_t shared_address(const void* pointer);
 char* shared_bytes_at(uint32_t address, int bytes);
 
+// Proxies: proxies.cpp. A write through the generic proxy, of the running thread.
+void note_write(uint32_t address, int bytes);
+void fence_async();
+void fence_products();
+void publish_barriers();
+
 constexpr int kWarpThreads = 32;
 
 // One value of up to kMaxExchange bytes of each lane to all lanes of the warp. All lanes take part.
@@ -44,6 +50,7 @@ void load_bytes(uint32_t smem, const void* source, int bytes, uint32_t barrier);
 void add_floats(float* target, uint32_t smem, int bytes);
 void commit_stores();
 void wait_stores(int pending);
+void wait_stores_read(int pending);
 void copy_async(uint32_t smem, const void* source, int bytes, int valid_bytes);
 void commit_copies();
 void wait_copies(int pending);
@@ -67,10 +74,7 @@ void store_matrix_transposed(uint32_t row, uint32_t r0, uint32_t r1, uint32_t r2
 // Global memory: another thread may be what the caller waits for.
 void load_acquire(int& value, const int* address);
 void made_progress();
-inline void reduce_add(int* address, int value) {
-  *address += value;
-  made_progress();
-}
+void reduce_add(int* address, int value);
 inline void reduce_max(int* address, int value) {
   if (value > *address) *address = value;
   made_progress();
@@ -105,6 +109,7 @@ template <typename... T>
 void store_shared(uint32_t address, T... values) {
   constexpr int kBytes = (int{sizeof(T)} + ...);
   char* target = shared_bytes_at(address, kBytes);
+  note_write(address, kBytes);
   ((std::memcpy(target, &values, sizeof(T)), target += sizeof(T)), ...);
 }
 

@@ -13,6 +13,8 @@
 namespace fdma::emulation {
 
 constexpr int kGroupThreads = 128;
+constexpr size_t kMaxShared = 227 * 1024;  // of a block, compute capability 9.0
+constexpr uint32_t kWindowBegin = 1024;    // no address of shared memory is 0
 using Action = std::function<void()>;
 
 // What a thread waits for, kept in its own frame.
@@ -30,9 +32,13 @@ struct Thread {
   // Products: how many it started, and how many it had at the end of each batch not waited for.
   int64_t products = 0;
   std::vector<int64_t> batches;
-  // Stores by the copy engine: of the group to be committed, and groups not waited for.
+  bool fenced_products = false;  // since it waited for products
+  int32_t fences = 0;            // of what it has written, for the async proxy
+  // Stores by the copy engine: of the group to be committed, groups not waited for, and whether of one it is known that
+  // it was read, but not that it was written.
   std::vector<Action> open_stores;
   std::vector<std::vector<Action>> store_groups;
+  bool has_unwritten_stores = false;
   // cp.async not done, and how many of these there were at the end of each group not waited for.
   std::vector<Action> copies;
   std::vector<size_t> copy_groups;
@@ -67,6 +73,7 @@ struct MBarrier {
   int arrivals = 0, pending = 0;
   int64_t bytes = 0;
   int parity = 0;  // of the phase that is not over
+  bool is_published = false;
 };
 
 struct Block {
@@ -106,6 +113,11 @@ void wait_for_standstill();
 
 // Does `action` now or when nobody can go on without it.
 void arrive_in_time(Action action);
+
+// Proxies. What the async proxy reads or writes must have been published; note_write is of instructions.hpp.
+void forget_writes();
+void require_published(uint32_t address, int bytes);
+void note_async_write(uint32_t address, int bytes);
 
 // mbarrier, from the copy engine: bytes have come; a thread's copies are done.
 void complete_bytes(uint32_t barrier, int64_t bytes);

@@ -41,6 +41,7 @@ class SharedOperand {
     for (int row = 0; row < rows; row += is_transposed_ ? kRun : 1) {
       for (int depth = 0; depth < kDepth; depth += is_transposed_ ? 1 : kRun) {
         uint16_t run[kRun];
+        require_published(address(row, depth), sizeof(run));
         std::memcpy(run, shared_bytes_at(address(row, depth), sizeof(run)), sizeof(run));
         for (int i = 0; i < kRun; ++i) {
           const int r = is_transposed_ ? row + i : row, d = is_transposed_ ? depth : depth + i;
@@ -155,6 +156,7 @@ void store_matrices(uint32_t row, const uint32_t (&r)[4], bool is_transposed) {
 void start_product(const Product& product) {
   require(static_cast<size_t>(current / kGroupThreads + 1) * kGroupThreads <= block.threads.size(),
           "a product of less than a warpgroup");
+  require(self().fenced_products, "a product without wgmma.fence since products were waited for");
   auto& products = group().products;
   const auto index = static_cast<size_t>(self().products++ - group().first);
   if (index == products.size()) products.push_back({product, {}, {}, 0, false});
@@ -169,6 +171,7 @@ void start_product(const Product& product) {
 void commit_products() { self().batches.push_back(self().products); }
 
 void wait_products(int pending) {
+  self().fenced_products = false;
   int64_t end = 0;
   auto& batches = self().batches;
   while (static_cast<int>(batches.size()) > pending) {
