@@ -1,6 +1,6 @@
 // Attention by Hopper's kernels on the emulation, against the float64 reference: each call with everything asynchronous
-// as early as it may be, with late copies and with late products. Shapes of few tiles: walks, masks, rings and barriers
-// are what is tested.
+// as early as it may be, with late copies, with late products and in a random order. Shapes of few tiles: walks, masks,
+// rings and barriers are what is tested.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -48,6 +48,8 @@ std::vector<AttentionCase> backward_cases() {
     };
     all.push_back(sequences("sequences"));
     all.push_back(sequences("sequences_full").causal().mask(FDMA_BOOL).bias(FDMA_BFLOAT16));
+    // Many rounds of the rings for one tile.
+    all.push_back(make("long_walks").heads(1, 1).sequences({40, 900}, {900, 40}));
     // Long walks of few tiles: the last are cut in parts, of keys forward and of queries backward.
     all.push_back(make("tails_forward").heads(1, 1).lengths(100, dim == 256 ? 500 : 1000));
     all.push_back(make("tails_backward").heads(1, 1).lengths(dim == 64 ? 1000 : 500, dim == 256 ? 100 : 200));
@@ -92,7 +94,7 @@ std::string list(const std::vector<std::string>& launches) {
   return all;
 }
 
-const auto kAllTimings = testing::Values(Timing::kEarly, Timing::kLateCopies, Timing::kLateProducts);
+const auto kAllTimings = testing::Values(Timing::kEarly, Timing::kLateCopies, Timing::kLateProducts, Timing::kRandom);
 
 using Parameter = std::tuple<AttentionCase, Timing, bool>;
 
@@ -100,12 +102,20 @@ class Emulated : public testing::TestWithParam<Parameter> {
  protected:
   void SetUp() override {
     cuda::kernel_family = cuda::KernelFamily::kUntried;
-    emulation::set_timing(std::get<Timing>(GetParam()));
+    emulation::set_timing(std::get<Timing>(GetParam()), seed());
     emulation::take_launches();
   }
   void TearDown() override {
     cuda::kernel_family = cuda::KernelFamily::kBest;
     emulation::set_timing(Timing::kEarly);
+  }
+  // Another one for each test, the same each time; others with --gtest_shuffle --gtest_random_seed=N.
+  static unsigned seed() {
+    const testing::UnitTest& all = *testing::UnitTest::GetInstance();
+    auto seed = static_cast<unsigned>(all.random_seed());
+    for (const char* c = all.current_test_info()->name(); *c != 0; ++c)
+      seed = seed * 31 + static_cast<unsigned char>(*c);
+    return seed;
   }
 };
 
@@ -132,7 +142,7 @@ TEST_P(Emulated, MatchesReference) {
 }
 
 std::string parameter_name(const testing::TestParamInfo<Parameter>& info) {
-  constexpr const char* kTimings[] = {"_early", "_late_copies", "_late_products"};
+  constexpr const char* kTimings[] = {"_early", "_late_copies", "_late_products", "_random"};
   const auto& [c, timing, deterministic] = info.param;
   return c.name + (deterministic ? "_deterministic" : "") + kTimings[static_cast<int>(timing)];
 }

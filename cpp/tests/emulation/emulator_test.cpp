@@ -353,6 +353,65 @@ TEST_P(Emulator, TimesBuffersThatAreGivenBack) {
   EXPECT_EQ(sums[0], GetParam() == Timing::kLateProducts ? 0.0f : 16.0f);
 }
 
+// Lanes that each wait for every phase, while one of them tells the others' partner to go on: a lane that falls behind
+// by two phases waits for ever. It takes an order in which lanes do.
+TEST(EmulatorAtRandom, FindsALaneThatIsLappedByPhases) {
+  const auto run_phases = [&](bool keeps_lanes_together) {
+    const uint32_t shared = shared_address(dynamic_shared_memory()), full = shared, empty = shared + 8;
+    run("small_kernel", dim3(1), dim3(64), kSharedBytes, [&] {
+      if (threadIdx.x == 0) {
+        mbarrier_init(full, 1);
+        mbarrier_init(empty, 1);
+      }
+      barrier_sync(0, 64);
+      for (int phase = 0; phase < 8; ++phase) {
+        if (threadIdx.x < 32) {
+          mbarrier_wait(empty, phase % 2);
+          char all[kWarpThreads];
+          if (keeps_lanes_together) exchange(0xffffffffu, "", all, 1);
+          if (threadIdx.x == 0) mbarrier_arrive(full);
+        } else if (threadIdx.x == 32) {
+          mbarrier_arrive(empty);
+          mbarrier_wait(full, phase % 2);
+        }
+      }
+    });
+  };
+  int found = 0;
+  for (unsigned seed = 1; seed <= 100; ++seed) {
+    set_timing(Timing::kRandom, seed);
+    EXPECT_NO_THROW(run_phases(true)) << "seed " << seed;
+    set_timing(Timing::kRandom, seed);
+    try {
+      run_phases(false);
+    } catch (const EmulationError& error) {
+      EXPECT_CONTAINS(std::string(error.what()), "at random, seed " + std::to_string(seed));
+      ++found;
+    }
+  }
+  EXPECT_GT(found, 0);
+  for (const Timing timing : {Timing::kEarly, Timing::kLateCopies, Timing::kLateProducts}) {
+    set_timing(timing);
+    EXPECT_NO_THROW(run_phases(false));
+  }
+  set_timing(Timing::kEarly);
+}
+
+TEST(EmulatorAtRandom, DoesTheSameWithASeed) {
+  const auto order = [](unsigned seed) {
+    std::vector<unsigned> threads;
+    set_timing(Timing::kRandom, seed);
+    run("small_kernel", dim3(2), dim3(kThreads), 0, [&] {
+      barrier_sync(0, kThreads);
+      threads.push_back(threadIdx.x);
+    });
+    set_timing(Timing::kEarly);
+    return threads;
+  };
+  EXPECT_EQ(order(5), order(5));
+  EXPECT_NE(order(5), order(6));
+}
+
 std::string timing_name(const testing::TestParamInfo<Timing>& info) {
   constexpr const char* kNames[] = {"early", "late_copies", "late_products"};
   return kNames[static_cast<int>(info.param)];

@@ -25,13 +25,14 @@ class EmulationError : public std::runtime_error {
 };
 
 enum class Timing {
-  kEarly,        // all is done when it is asked for
-  kLateCopies,   // copies to shared memory come when no thread can go on without; products and stores when waited for
-  kLateProducts  // products are done when no thread can go on without; stores when waited for; copies come at once
+  kEarly,         // all is done when it is asked for
+  kLateCopies,    // copies to shared memory come when no thread can go on without; products and stores when waited for
+  kLateProducts,  // products are done when no thread can go on without; stores when waited for; copies come at once
+  kRandom         // all of it at any time, copies in any order; warps take turns in any order, and lanes fall behind
 };
 
-// Of the launches to come.
-void set_timing(Timing timing);
+// Of the launches to come. A seed leads to the same order again.
+void set_timing(Timing timing, unsigned seed = 1);
 Timing timing();
 
 // Names of the kernels that were started since the last call of this function, in order.

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <random>
 #include <utility>
 
 #include "tests/emulation/machine/machine.hpp"
@@ -59,6 +60,8 @@ constexpr int64_t kMaxPolls = 2'000'000;
 
 alignas(1024) char window[kWindowBegin + kMaxShared];
 Timing timing_of_launches = Timing::kEarly;
+unsigned seed_of_launches = 1;
+std::mt19937 random_numbers;
 int64_t progress = 0;
 void* scheduler = nullptr;  // its stack pointer while a thread runs
 const std::function<void()>* body = nullptr;
@@ -71,8 +74,9 @@ std::string describe_place() {
   std::string place = " in " + block.kernel + ", block " + std::to_string(blockIdx.x) + " " +
                       std::to_string(blockIdx.y) + " " + std::to_string(blockIdx.z);
   if (is_in_thread) place += ", thread " + std::to_string(current);
-  constexpr const char* kTimings[] = {", early", ", copies late", ", products late"};
-  return place + kTimings[static_cast<int>(timing())];
+  constexpr const char* kTimings[] = {", early", ", copies late", ", products late", ", at random, seed "};
+  place += kTimings[static_cast<int>(timing())];
+  return timing() == Timing::kRandom ? place + std::to_string(seed_of_launches) : place;
 }
 
 // The first function on the stack of a thread. Never returns.
@@ -128,11 +132,14 @@ void resume(int thread) {
 
 // Lets every thread of a warp run that can. Whether one did.
 bool run_lanes(int warp) {
+  if (block.warps[static_cast<size_t>(warp)].stands_still_until > block.turns) return false;
   const int end = std::min<int>((warp + 1) * kWarpThreads, static_cast<int>(block.threads.size()));
   bool ran = false;
   for (int thread = warp * kWarpThreads; thread < end; ++thread) {
     const Thread& t = block.threads[static_cast<size_t>(thread)];
-    if (t.is_done || (t.waiting.is_over != nullptr && !t.waiting.is_over(t.waiting.condition))) continue;
+    if (t.is_done || t.stands_still_until > block.turns ||
+        (t.waiting.is_over != nullptr && !t.waiting.is_over(t.waiting.condition)))
+      continue;
     resume(thread);
     ran = true;
   }
@@ -160,10 +167,51 @@ bool all_done() {
   return true;
 }
 
-void run_next_arrival() {
-  const Action action = std::move(block.arrivals.front());
-  block.arrivals.pop_front();
+void run_arrival(size_t index) {
+  const Action action = std::move(block.arrivals[index]);
+  block.arrivals.erase(block.arrivals.begin() + static_cast<std::ptrdiff_t>(index));
   action();
+}
+void run_next_arrival() {
+  run_arrival(timing() == Timing::kRandom ? random_below(static_cast<unsigned>(block.arrivals.size())) : 0);
+}
+
+void run_warps() {
+  for (int warp = 0; warp < static_cast<int>(block.warps.size()); ++warp) {
+    for (int turn = 0; turn < kTurn && run_lanes(warp); ++turn) continue;
+  }
+}
+
+// For some turns, now and then for very many.
+int64_t end_of_standing_still() { return block.turns + (int64_t{1} << random_below(9)); }
+
+// Warps in any order, for some steps each. Now and then one of them, or a lane, stands still for some turns. Between
+// turns copies come and products are done, or not.
+void run_warps_at_random() {
+  ++block.turns;
+  const auto warps = static_cast<unsigned>(block.warps.size());
+  const unsigned first = random_below(warps);
+  for (unsigned i = 0; i < warps; ++i) {
+    const auto warp = static_cast<int>((first + i) % warps);
+    if (happens_once_in(8)) block.warps[static_cast<size_t>(warp)].stands_still_until = end_of_standing_still();
+    if (happens_once_in(8)) {
+      const size_t thread = static_cast<size_t>(warp) * kWarpThreads + random_below(kWarpThreads);
+      if (thread < block.threads.size()) block.threads[thread].stands_still_until = end_of_standing_still();
+    }
+    const unsigned steps = 1 + random_below(kTurn);
+    for (unsigned step = 0; step < steps && run_lanes(warp); ++step) continue;
+  }
+  while (!block.arrivals.empty() && happens_once_in(2)) run_next_arrival();
+  while (happens_once_in(2) && do_some_product()) continue;
+}
+
+// When nobody goes on and nothing is to come. Warps first: lanes may fall far behind while others go on.
+void end_standing_still() {
+  const int64_t before = progress;
+  for (Warp& warp : block.warps) warp.stands_still_until = 0;
+  run_warps();
+  if (progress != before) return;
+  for (Thread& thread : block.threads) thread.stands_still_until = 0;
 }
 
 void run_block(size_t threads) {
@@ -176,15 +224,18 @@ void run_block(size_t threads) {
   std::fill(std::begin(block.named), std::end(block.named), NamedBarrier());
   block.mbarriers.clear();
   block.arrivals.clear();
+  block.turns = 0;
   block.polls = 0;
   block.standstills = 0;
   block.waiting_for_standstill = 0;
   for (size_t i = 0; i < threads; ++i) block.threads[i].stack_pointer = stacks.begin(i);
   while (!all_done()) {
     const int64_t before = progress;
-    for (int warp = 0; warp < static_cast<int>(block.warps.size()); ++warp) {
-      for (int turn = 0; turn < kTurn && run_lanes(warp); ++turn) continue;
+    if (timing() == Timing::kRandom) {
+      run_warps_at_random();
+      if (progress == before && block.arrivals.empty()) end_standing_still();
     }
+    if (progress == before) run_warps();
     if (progress != before) continue;
     if (!block.arrivals.empty()) {
       run_next_arrival();
@@ -201,7 +252,12 @@ void run_block(size_t threads) {
 
 }  // namespace
 
-void set_timing(Timing timing) { timing_of_launches = timing; }
+void set_timing(Timing timing, unsigned seed) {
+  timing_of_launches = timing;
+  seed_of_launches = seed;
+  random_numbers.seed(seed);
+}
+unsigned random_below(unsigned count) { return static_cast<unsigned>(random_numbers() % count); }
 Timing timing() { return timing_of_launches; }
 void made_progress() { ++progress; }
 
@@ -241,7 +297,7 @@ void wait_for_standstill() {
 }
 
 void arrive_in_time(Action action) {
-  if (timing() != Timing::kLateCopies) return action();
+  if (timing() != Timing::kLateCopies && timing() != Timing::kRandom) return action();
   block.arrivals.push_back(std::move(action));
 }
 

@@ -29,6 +29,7 @@ struct Thread {
   void* stack_pointer = nullptr;
   bool is_done = false;
   Waiting waiting;
+  int64_t stands_still_until = 0;  // turn of the block, kRandom
   // Products: how many it started, and how many it had at the end of each batch not waited for.
   int64_t products = 0;
   std::vector<int64_t> batches;
@@ -48,6 +49,7 @@ struct Thread {
 struct Warp {
   int arrived = 0;
   int64_t exchanges = 0;
+  int64_t stands_still_until = 0;  // as of a thread
   char values[2][kWarpThreads][kMaxExchange];
 };
 
@@ -84,8 +86,9 @@ struct Block {
   std::vector<Warpgroup> groups;
   NamedBarrier named[16];
   std::map<uint32_t, MBarrier> mbarriers;
-  std::deque<Action> arrivals;  // kLateCopies: what comes to shared memory when nobody can go on without
-  int64_t standstills = 0;      // how often threads waited for a standstill, and how many do
+  std::deque<Action> arrivals;  // what comes to shared memory later: kLateCopies, kRandom
+  int64_t turns = 0;
+  int64_t standstills = 0;  // how often threads waited for a standstill, and how many do
   int waiting_for_standstill = 0;
   int64_t polls = 0;  // of global memory
 };
@@ -111,8 +114,14 @@ void wait_until(const char* what, int64_t which, const Condition& condition) {
 // Lets others run until none can go on.
 void wait_for_standstill();
 
-// Does `action` now or when nobody can go on without it.
+// Does `action` now, or when nobody can go on without it, or at some time.
 void arrive_in_time(Action action);
+
+// kRandom: a number below `count`; true once in `times`.
+unsigned random_below(unsigned count);
+inline bool happens_once_in(unsigned times) { return random_below(times) == 0; }
+// Does a product that a warpgroup has started, if there is one. Whether there was.
+bool do_some_product();
 
 // Proxies. What the async proxy reads or writes must have been published; note_write is of instructions.hpp.
 void forget_writes();

@@ -168,6 +168,19 @@ void start_product(const Product& product) {
   made_progress();
 }
 
+bool do_some_product() {
+  const size_t groups = block.groups.size(), first = random_below(static_cast<unsigned>(groups));
+  for (size_t i = 0; i < groups; ++i) {
+    for (GroupProduct& product : block.groups[(first + i) % groups].products) {
+      if (product.started < kGroupThreads) break;
+      if (product.is_done) continue;
+      execute(product);
+      return true;
+    }
+  }
+  return false;
+}
+
 void commit_products() { self().batches.push_back(self().products); }
 
 void wait_products(int pending) {
