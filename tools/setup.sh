@@ -44,6 +44,8 @@ setup_venv() {
   PATH=$VENV/bin:$PATH
   export PATH
   hash -r
+  # Debian 12 and Ubuntu 22.04 come with a pip that does not know -C.
+  python -m pip install --quiet --disable-pip-version-check 'pip>=23.1'
 }
 
 # setup_packages NAME...: torch and the named packages are in the environment, at the versions of constraints.txt.
