@@ -115,6 +115,7 @@ WORKLOADS = (
     Workload("dense-causal", 1, 16384, 16, 16, 128),
     Workload("dense-full", 1, 16384, 16, 16, 128, is_causal=False),
     Workload("dense-d64", 1, 16384, 32, 32, 64),
+    Workload("dense-d256", 1, 16384, 8, 8, 256),
     Workload("gqa", 1, 16384, 32, 8, 128),
     Workload("seed-dma", 2, 4096, 12, 12, 128, bias="random", mask="topk", keep=1024, passes=("select", "fwd", "bwd")),
     Workload("dma-16k", 1, 16384, 16, 8, 128, **DYNAMIC),

@@ -33,13 +33,14 @@ from tools.source_digest import source_digest  # noqa: E402
 RECORD = ROOT / "tests" / "gpu_record.json"
 DEFAULT_TIMEOUT_S = {"build": 1800, "ctest": 900, "pytest": 1200, "sanitizers": 1800}
 RACECHECK_TESTS = "fdma_op_tests_racecheck"
-GTEST_SHARDS = 8  # processes for the GPU tests of one binary
+GTEST_SHARDS = 16  # processes for the GPU tests of one binary
 TAIL_LINES = 15  # of a failing command's output, kept in the record
 
 # GoogleTest pattern of the tests that run under the sanitizers, which slow a kernel down a hundredfold.
 SANITIZER_FILTER = (
     "*Gpu*_bfloat16:AttentionStreamsGpu.*:SelectionGpu.OneRow*:CacheGpu.*"
-    ":Aligned/*full_dim_256_hopper*:Aligned/*interval_dim_256_hopper"
+    ":Aligned/*full_dim_256_hopper*:Aligned/*interval_dim_256_hopper:Aligned/*softcap_interval_dim_128_hopper"
+    ":Aligned/*softcap_mask_dim_128_hopper"
     "-*broadcast_*:*_dim_8_*:*_dim_72_*:*Semantics*mask_int*:*Semantics*_float*"
     ":*Pages*of_??_*:*Pages*of_1024_*:*Pages*misaligned*:*Pages*transposed*"
     ":*Sequences*all_empty*:*Sequences*no_*:*Sequences*_views*:*Sequences*padded_*:*Sequences*only_*"
@@ -218,19 +219,27 @@ class Check:
         tool = shutil.which("compute-sanitizer") or _toolkit_file("compute-sanitizer")
         if tool is None:
             raise StepError("compute-sanitizer is not on the PATH, nor beside nvcc, nor in /usr/local/cuda/bin")
+
         def tests_of(name: str) -> Path:
             return self._find(RACECHECK_TESTS if name == "racecheck" else "fdma_op_tests")
 
         results = {**self.earlier_sanitizers}
         # Side by side: the tools run mostly on the host, and a GPU may be lent by the minute.
         with ThreadPoolExecutor(max_workers=len(SANITIZERS)) as pool:
-            runs = {name: pool.submit(self._sanitize_once, tool, name, tests_of(name)) for name in self.sanitizers}
+            runs = {name: pool.submit(self._sanitize, tool, name, tests_of(name)) for name in self.sanitizers}
             results.update((name, run.result()) for name, run in runs.items())
         bad = [f"{name}: {result['problem']}" for name, result in results.items() if result["problem"]]
         missing = [name for name in SANITIZERS if name not in results]
         if missing:
             bad.append(f"not run: {', '.join(missing)}")
         return {"filter": self.sanitizer_filter, "tools": results, "problem": "; ".join(bad) or None}
+
+    def _sanitize(self, tool: str, name: str, binary: Path) -> dict:
+        """What one tool found. One that is stopped leaves the others what they found."""
+        try:
+            return self._sanitize_once(tool, name, binary)
+        except StepError as error:
+            return {"errors": None, "passed": 0, "failed": 0, "skipped": 0, "seconds": None, "problem": str(error)}
 
     def _sanitize_once(self, tool: str, name: str, binary: Path) -> dict:
         junit = self.logs / f"{name}.xml"

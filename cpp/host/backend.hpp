@@ -38,9 +38,8 @@ void decode(const DecodeProblem& problem, Workspace& workspace, fdma_stream stre
 // Which of the kernels that a device can run the calls of this thread take. Tests try the others on a large GPU.
 enum class KernelFamily {
   kBest,
-  kPortable,    // none of one architecture alone
-  kSmallTiles,  // of the portable ones those for devices with 99 KB of shared memory a block
-  kUntried  // as kBest, with kernels that no GPU has run yet: Hopper's backward for head dims above 128 or a softcap
+  kPortable,   // none of one architecture alone
+  kSmallTiles  // of the portable ones those for devices with 99 KB of shared memory a block
 };
 extern thread_local KernelFamily kernel_family;
 }  // namespace cuda

@@ -21,12 +21,10 @@ inline bool hopper_serves(const AttentionParams& p, ElementType type) {
 }
 
 inline bool takes_hopper(const DeviceInfo& device) {
-  return device.compute_capability == 90 &&
-         (kernel_family == KernelFamily::kBest || kernel_family == KernelFamily::kUntried);
+  return device.compute_capability == 90 && kernel_family == KernelFamily::kBest;
 }
 inline bool takes_hopper_backward(const AttentionKernels& kernels, const DeviceInfo& device) {
-  return kernels.backward_sm90 != nullptr && takes_hopper(device) &&
-         (kernels.head_dim <= 128 || kernel_family == KernelFamily::kUntried);
+  return kernels.backward_sm90 != nullptr && takes_hopper(device);
 }
 inline bool hopper_serves_forward(const ForwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   return kernels.forward_sm90 != nullptr && takes_hopper(device) && p.pages.table == nullptr &&
@@ -71,7 +69,7 @@ inline TailSplit backward_tail(const BackwardParams& p, const AttentionKernels& 
 inline bool hopper_serves_backward(const BackwardParams& p, const AttentionKernels& kernels, const DeviceInfo& device) {
   const bool stores_scores = p.bias_grad == BiasGradMode::kScores && p.slots.spans == nullptr;
   const bool vector_scores = p.bias_keys % 8 == 0 && reinterpret_cast<uintptr_t>(p.grad_bias) % 16 == 0;
-  const bool caps = p.bias.data == nullptr && kernel_family == KernelFamily::kUntried;
+  const bool caps = p.bias.data == nullptr;
   return takes_hopper_backward(kernels, device) && (p.softcap == 0 || caps) && p.grad_out.stride_row != 0 &&
          (!stores_scores || vector_scores) && hopper_serves(p, kernels.type);
 }

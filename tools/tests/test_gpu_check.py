@@ -130,6 +130,22 @@ def fake_tool(folder: Path, text: str) -> Path:
     return tool
 
 
+def test_a_sanitizer_that_is_stopped_leaves_the_others_their_results(check, monkeypatch, tmp_path):
+    good = {"errors": 0, "passed": 1, "failed": 0, "skipped": 0, "seconds": 1.0, "problem": None}
+
+    def once(tool, name, binary):
+        if name == "racecheck":
+            raise gpu_check.StepError("ran past the time limit")
+        return good
+
+    monkeypatch.setattr(check, "_find", lambda name: tmp_path / name)
+    monkeypatch.setattr(check, "_sanitize_once", once)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: name)
+    found = check.sanitize()
+    assert found["problem"] == "racecheck: ran past the time limit"
+    assert [found["tools"][name]["passed"] for name in SANITIZERS] == [1, 0, 1, 1]
+
+
 # Stands for compute-sanitizer: writes the GoogleTest report that it is asked for, then what `after` says.
 REPORT = 'for word; do case $word in --gtest_output=xml:*) printf "%s" "{xml}" >"${{word#*xml:}}";; esac; done; {after}'
 

@@ -94,9 +94,12 @@ struct RowPacker {
   Word care;
   uint32_t seen[kPasses] = {};  // bits of the lane in each pass, of all rows
 
-  // `limit`: the first hidden key, at most `keys`; `whole`: the warp's lanes see all of the part.
-  FDMA_DEVICE void pack(int limit, bool whole) {
-    const int readable = vector ? min_of(limit, keys - kElements + 1) : 0;
+  // `limit`: the first hidden key of the block's part, the same for all lanes; the lane's first key is `before` keys
+  // in. Passes behind it, and what tells a lane's keys apart in front of it, are not worked out.
+  FDMA_DEVICE void pack(int limit, int before) {
+    const int lane_limit = limit - before;
+    const int readable = vector ? min_of(lane_limit, keys - kElements + 1) : 0;
+    const int live = ceil_div(limit, kKeysPerPass), whole = vector ? limit / kKeysPerPass : 0;  // passes
 #pragma unroll
     for (int first = 0; first < kPasses; first += kInFlight) {
       Elements elements[kInFlight];
@@ -108,14 +111,17 @@ struct RowPacker {
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         const int pass = first + i, key = pass * kKeysPerPass;
-        uint32_t bits = elements[i].bits(care);
-        if (!whole) {
-          const int count = max_of(0, min_of(kElements, limit - key));
-          bits &= (1u << count) - 1;
-          if (key >= readable) bits = pack_elements(source + static_cast<int64_t>(key) * stride, stride, count, care);
+        uint32_t bits = 0;
+        if (pass < live) {
+          bits = elements[i].bits(care);
+          if (pass >= whole) {
+            const int count = max_of(0, min_of(kElements, lane_limit - key));
+            bits &= (1u << count) - 1;
+            if (key >= readable) bits = pack_elements(source + static_cast<int64_t>(key) * stride, stride, count, care);
+          }
+          seen[pass] |= bits;
         }
         if (key < 8 * bytes) target[key / kElements] = static_cast<Bits>(bits);
-        seen[pass] |= bits;
       }
     }
   }
@@ -177,9 +183,7 @@ __global__ void __launch_bounds__(kPackWarps * 32) pack_mask_kernel(const __grid
   const VisibleKeys visible(p, b);
 #pragma unroll 1
   for (int row = first_row; row < row_end; row += kPackWarps) {
-    const int limit = visible.of_row(row) - first_key;  // of the block's part
-    const bool whole = packer.vector && limit >= kPackKeys;
-    packer.pack(limit - lane * kElements, whole);
+    packer.pack(max_of(0, visible.of_row(row) - first_key), lane * kElements);
     packer.source += kPackWarps * p.stride_row;
     packer.target += kPackWarps * row_bytes / static_cast<int>(sizeof(typename Packer::Bits));
   }

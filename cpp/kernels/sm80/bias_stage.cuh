@@ -87,6 +87,20 @@ struct BiasStage<BiasForm::kSame, T, kRows, kCols, kThreads> {
   // acc += bias * log2(e). (row, col): the warp's corner in the tile.
   template <int kM, int kN>
   FDMA_DEVICE static void add(float (&acc)[kM][kN][4], uint32_t smem, int row, int col, int lane) {
+    visit(acc, smem, row, col, lane, [](float x, float bias) { return fmaf(bias, kLog2e, x); });
+  }
+  // acc = acc * scale + bias.
+  template <int kM, int kN>
+  FDMA_DEVICE static void scale_and_add(float (&acc)[kM][kN][4], float scale, uint32_t smem, int row, int col,
+                                        int lane) {
+    visit(acc, smem, row, col, lane, [scale](float x, float bias) { return fmaf(x, scale, bias); });
+  }
+
+ private:
+  // acc = result(acc, bias)
+  template <int kM, int kN, typename Result>
+  FDMA_DEVICE static void visit(float (&acc)[kM][kN][4], uint32_t smem, int row, int col, int lane,
+                                const Result& result) {
     const MatrixAddress<Tile, BlockOrder::kDown> address(smem, row, col, lane);
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
@@ -98,8 +112,8 @@ struct BiasStage<BiasForm::kSame, T, kRows, kCols, kThreads> {
         for (int part = 0; part < 4; ++part) {  // rows 0-7 and 8-15 of columns 0-7, then of columns 8-15
           const float2 bias = Element<T>::unpack(r[part]);
           float(&x)[4] = acc[i][2 * j + part / 2];
-          x[2 * (part % 2)] = fmaf(bias.x, kLog2e, x[2 * (part % 2)]);
-          x[2 * (part % 2) + 1] = fmaf(bias.y, kLog2e, x[2 * (part % 2) + 1]);
+          x[2 * (part % 2)] = result(x[2 * (part % 2)], bias.x);
+          x[2 * (part % 2) + 1] = result(x[2 * (part % 2) + 1], bias.y);
         }
       }
     }

@@ -16,6 +16,10 @@ template <typename Traits>
 class ForwardConsumer {
   using T = typename Traits::T;
   static constexpr int kStages = Traits::kStages, kN = Traits::kN, kNO = Traits::kNO;
+  // The scale is that of the instruction that adds the bias, and scores are not in bits.
+  static constexpr bool kScalesWithBias = Traits::kBiased && !Traits::kCapped;
+  // With a mask or a bias the work on scores outweighs the products, and a group that is ready need not wait its turn.
+  static constexpr bool kTakesTurns = !Traits::kBiased && !Traits::kMasked;
 
  public:
   FDMA_DEVICE ForwardConsumer(const ForwardLaunch& launch, const ForwardShared<Traits>& shared)
@@ -26,13 +30,13 @@ class ForwardConsumer {
         warp_(threadIdx.x % kGroupThreads / 32),
         lane_(threadIdx.x % 32),
         unit_(p_.scale, p_.softcap),
-        folded_(!Traits::kBiased && unit_.foldable() && (!Traits::kSlots || p_.slots.bias == nullptr)),
+        folded_(unit_.foldable() && (!Traits::kSlots || p_.slots.bias == nullptr)),
         query_(shared.base + Traits::kQueryOffset, group_ * kGroupRows),
         key_(shared.base + Traits::kKeyOffset),
         value_(shared.base + Traits::kValueOffset) {}
 
   FDMA_DEVICE void run() {
-    if (group_ == Traits::kGroups - 1) pass_turn();  // the first group has the first turn
+    if (kTakesTurns && group_ == Traits::kGroups - 1) pass_turn();  // the first group has the first turn
     RingPosition<2> work_at;
     for (;;) {
       shared_.works().wait_full(work_at);
@@ -58,7 +62,7 @@ class ForwardConsumer {
   FDMA_DEVICE void attend(const Work& work) {
     float out[1][kNO][4], scores[1][kN][4];
     uint32_t weights[1][kN / 2][4];
-    OnlineSoftmax<1> softmax(folded_ ? unit_.scale_log2 : 1.f);
+    OnlineSoftmax<1> softmax(kScalesWithBias ? kLog2e : folded_ ? unit_.scale_log2 : 1.f);
     sm80::clear(out);
     KeyNote note = next_key();
     if (note.n >= 0) {
@@ -77,7 +81,7 @@ class ForwardConsumer {
         note = next_key();
         if (note.n < 0) break;
         shared_.values().wait_full(value_at_);
-        take_turn();
+        if constexpr (kTakesTurns) take_turn();
         hold(scores);
         hold(weights);
         hold(out);
@@ -86,7 +90,7 @@ class ForwardConsumer {
         commit_products();
         multiply<T, Traits::kKeys / 16>(out, weights, value_, value_offset());
         commit_products();
-        pass_turn();
+        if constexpr (kTakesTurns) pass_turn();
         wait_products<1>();
         hold(scores);
         turn_into_bits(scores, work, note);
@@ -132,7 +136,7 @@ class ForwardConsumer {
   FDMA_DEVICE void finish_scores(float (&scores)[1][kN][4], const Work& work, const KeyNote& note) {
     if constexpr (Traits::kCapped) {
       unit_.to_bits_capped(scores);
-    } else {
+    } else if constexpr (!kScalesWithBias) {
       if (!folded_) unit_.to_bits_uncapped(scores);
     }
     const int row = row0(work);
@@ -156,8 +160,12 @@ class ForwardConsumer {
 #pragma unroll
       for (int block = 0; block < Traits::BiasTile::kBlocks; ++block) {
         auto& part = reinterpret_cast<float(&)[1][8][4]>(scores[0][8 * block]);
-        Traits::BiasBlock::add(part, shared_.bias(bias_at_.stage()) + block * Traits::BiasTile::kBlockBytes,
-                               tile_row0(), 0, lane_);
+        const uint32_t bias = shared_.bias(bias_at_.stage()) + block * Traits::BiasTile::kBlockBytes;
+        if constexpr (kScalesWithBias) {
+          Traits::BiasBlock::scale_and_add(part, p_.scale, bias, tile_row0(), 0, lane_);
+        } else {
+          Traits::BiasBlock::add(part, bias, tile_row0(), 0, lane_);
+        }
       }
       release(shared_.biases(), bias_at_);
     }

@@ -51,8 +51,9 @@ cudaError_t launch_forward_variant(const ForwardParams& p, int multiprocessors, 
   queue.heads = static_cast<int32_t>(heads);
   launch.items = static_cast<int32_t>(items);
   const int64_t kv_head_bytes = max_of<int64_t>(1, int64_t{4} * sequences.max_k * p.head_dim);
-  queue.section = static_cast<int32_t>(
-      min_of<int64_t>(heads, max_of<int64_t>(1, kSectionBytes / kv_head_bytes) * (p.group >> packed.shift)));
+  const int64_t kv_heads = heads / (p.group >> packed.shift);
+  const int64_t sections = ceil_div(kv_heads, max_of<int64_t>(1, kSectionBytes / kv_head_bytes));
+  queue.section = static_cast<int32_t>(ceil_div(kv_heads, sections) * (p.group >> packed.shift));  // nearly equal ones
   int64_t blocks = items;
   if (items <= multiprocessors || p.work_counter == nullptr) {
     launch.params.work_counter = nullptr;  // a block an item

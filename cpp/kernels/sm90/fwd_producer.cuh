@@ -93,19 +93,21 @@ class ForwardProducer {
   FDMA_DEVICE void run() {
     int tile = blockIdx.x;
     while (tile < launch_.items) {
-      const int following = next_tile();
       const Work work = work_at<Traits>(launch_, tile);
       if (work.q < work.sequence.len_q) {
         hand_out(work);
-        produce(work);
+        tile = produce(work);
+      } else {
+        tile = next_tile();
       }
-      tile = __shfl_sync(0xffffffffu, following, 0);
+      tile = __shfl_sync(0xffffffffu, tile, 0);
     }
     hand_out(Work{0, 0, -1, -1, 0, {}});
   }
 
  private:
-  // Known to the first lane.
+  // Known to the first lane. Asked for behind the last key tile of this query tile, as late as the answer comes in
+  // time: a block that takes its next tile as it starts on a long one keeps it from blocks that are done.
   FDMA_DEVICE int next_tile() const {
     int next = launch_.items;
     if (leads_ && p_.work_counter != nullptr) next = gridDim.x + atomicAdd(p_.work_counter, 1);
@@ -121,16 +123,18 @@ class ForwardProducer {
     work_at_.advance();
   }
 
-  FDMA_DEVICE void produce(const Work& work) {
+  // The next tile.
+  FDMA_DEVICE int produce(const Work& work) {
     const int kv_head = work.h / p_.group;
     KeyWalk<Traits> walk(p_, work);
-    int previous = -1;
+    int previous = -1, following = 0;
     for (;;) {
+      if (walk.n < 0) following = next_tile();
       load_key(work, kv_head, walk);
       const int n = walk.n;
       if (n >= 0 && previous < 0) load_query(work);
       if (previous >= 0) load_value(work, kv_head, previous);
-      if (n < 0) return;
+      if (n < 0) return following;
       // Biases first: beside them a mask has one buffer, and what comes behind it waits for the tile before.
       if constexpr (Traits::kBiased) load_bias(work, n);
       if constexpr (Traits::kMasked) load_mask(work, n);

@@ -8,7 +8,6 @@
 #include <tuple>
 #include <vector>
 
-#include "host/backend.hpp"
 #include "tests/emulation/machine/emulator.hpp"
 #include "tests/support/attention_case.hpp"
 
@@ -101,14 +100,10 @@ using Parameter = std::tuple<AttentionCase, Timing, bool>;
 class Emulated : public testing::TestWithParam<Parameter> {
  protected:
   void SetUp() override {
-    cuda::kernel_family = cuda::KernelFamily::kUntried;
     emulation::set_timing(std::get<Timing>(GetParam()), seed());
     emulation::take_launches();
   }
-  void TearDown() override {
-    cuda::kernel_family = cuda::KernelFamily::kBest;
-    emulation::set_timing(Timing::kEarly);
-  }
+  void TearDown() override { emulation::set_timing(Timing::kEarly); }
   // Another one for each test, the same each time; others with --gtest_shuffle --gtest_random_seed=N.
   static unsigned seed() {
     const testing::UnitTest& all = *testing::UnitTest::GetInstance();

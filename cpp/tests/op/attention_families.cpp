@@ -57,9 +57,10 @@ std::vector<AttentionCase> aligned_cases() {
     };
     all.push_back(make("plain"));
     all.push_back(make("causal").causal().grad_lse());
-    all.push_back(make("long_queries").lengths(1300, 300));
+    all.push_back(make("long_queries").lengths(1300, 300).batches(1).heads(2, 1));
     all.push_back(make("mask").mask(FDMA_BOOL));
-    all.push_back(make("blocks").mask(FDMA_BOOL, {}, MaskPattern::kBlocks).lengths(300, 1500).causal());
+    all.push_back(
+        make("blocks").mask(FDMA_BOOL, {}, MaskPattern::kBlocks).lengths(300, 1500).batches(1).heads(2, 1).causal());
     all.push_back(make("bias").bias(FDMA_BFLOAT16));
     all.push_back(make("bias_hides").bias(FDMA_BFLOAT16).hiding_bias().causal());
     all.push_back(make("shared_bias").bias(FDMA_BFLOAT16, {kOne, kKv, kFull, kFull}));
@@ -69,7 +70,7 @@ std::vector<AttentionCase> aligned_cases() {
     all.push_back(make("columns").lists(FDMA_MASK_COLUMNS).bias(FDMA_FLOAT32, keys_only).causal());
     all.push_back(make("interval_without_bias").lists(FDMA_MASK_INTERVAL));
     all.push_back(make("softcap").capped(3.0f).causal());
-    all.push_back(make("softcap_long_queries").capped(1.5f).lengths(1300, 300));
+    all.push_back(make("softcap_long_queries").capped(1.5f).lengths(1300, 300).batches(1).heads(2, 1));
     all.push_back(make("softcap_mask").capped(1.5f).mask(FDMA_BOOL).grad_lse());
     all.push_back(make("softcap_interval").capped(1.5f).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, keys_only));
     all.push_back(make("softcap_columns").capped(3.0f).lists(FDMA_MASK_COLUMNS).causal());
@@ -132,7 +133,7 @@ INSTANTIATE_TEST_SUITE_P(
     family_name);
 INSTANTIATE_TEST_SUITE_P(Aligned, KernelFamiliesGpu,
                          testing::Combine(testing::ValuesIn(aligned_cases()),
-                                          testing::Values(cuda::KernelFamily::kUntried), testing::Bool()),
+                                          testing::Values(cuda::KernelFamily::kBest), testing::Bool()),
                          family_name);
 
 }  // namespace

@@ -99,8 +99,13 @@ TEST_P(ThousandTimesGpu, TheSameBits) {
 std::vector<AttentionCase> thousand_cases() {
   using C = AttentionCase;
   const auto base = [](const char* name) { return C(name).batches(1).lengths(200, 328).heads(4, 2); };
-  return {base("plain").dim(128).causal(), base("dim_64").causal(),
+  return {base("plain").dim(128).causal(),
+          base("dim_64").causal(),
+          base("dim_256").dim(256).causal(),
+          base("softcap").dim(128).causal().capped(1.5f),
+          base("softcap_dim_256").dim(256).capped(1.5f),
           base("full").dim(128).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
+          base("full_dim_256").dim(256).mask(FDMA_BOOL).bias(FDMA_BFLOAT16),
           base("interval").lengths(200, 300).lists(FDMA_MASK_INTERVAL).bias(FDMA_BFLOAT16, {kFull, kKv, kOne, kFull}),
           base("interval_of_sequences")
               .sequences({150, 0, 129, 40}, {200, 20, 129, 65})
