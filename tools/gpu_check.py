@@ -201,9 +201,12 @@ class Check:
         junit = self.logs / "pytest.xml"
         junit.unlink(missing_ok=True)
         test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "python/tests"]
+        threads = os.cpu_count() or 1
         if importlib.util.find_spec("xdist"):  # compilers of Triton and Inductor take one core each
             test += ["-n", str(_processes()), "--dist", "worksteal"]
-        env = {"PYTHONPATH": os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")}
+            threads = 1  # torch would take every core in every process
+        env = {"OMP_NUM_THREADS": str(threads)}
+        env["PYTHONPATH"] = os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")
         env["FDMA_LIBRARY_DIR"] = str(self.build_dir / "cpp")  # the example engine is built against it
         status, output = self._command("pytest", test if self.everything else [*test, "-m", "gpu"], env)
         return self._counted("pytest", junit, status, output)

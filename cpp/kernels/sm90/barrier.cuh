@@ -16,6 +16,8 @@ enum class NamedBarrier : int {
   kWeights = 4
 };
 
+// Threads that wait in one round of a barrier wait at the same instruction (PTX: bar.sync is an aligned one, and
+// synccheck looks); those that arrive alone may come from another.
 FDMA_DEVICE void sync_named(NamedBarrier barrier, int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier) + index), "r"(threads) : "memory");
 }

@@ -19,7 +19,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
   using Block = sm80::BackwardBlock<Traits>;
   using Sum = typename Traits::Sum;
   using Base::block_, Base::lane_, Base::p_, Base::shared_, Base::warp_;
-  using Base::grad_out_at_, Base::query_at_, Base::next_query, Base::release, Base::sum_stage, Base::sync_consumers;
+  using Base::grad_out_at_, Base::query_at_, Base::next_query, Base::release, Base::sum_stage;
   using typename Base::Operand;
   using typename Base::Scores;
   static constexpr int kNO = Traits::kNO, kDepth = Traits::kHeadDim / 16;
@@ -34,24 +34,26 @@ class BackwardRoles : BackwardConsumer<Traits> {
   FDMA_DEVICE void run() {
     float sum[1][kNO][4];
     sm80::clear(sum);
+    const QueryNote first = next_query();
+    if (first.h >= 0) {
+      shared_.keys().wait(0);
+      this->clear_keys_behind();  // both groups, here: threads that wait at a barrier have to come from one place
+    }
     if (uniform(threadIdx.x / kGroupThreads) - 1 == kScores) {
-      run_scores(sum);
+      run_scores(first, sum);
       store_sum(1, p_.grad_value, sum, 1.f);
     } else {
-      run_gradients(sum);
+      run_gradients(first, sum);
       store_sum(0, p_.grad_key, sum, p_.scale);
     }
     wait_stores_read<0>();
   }
 
  private:
-  FDMA_DEVICE void run_scores(float (&grad_value)[1][kNO][4]) {
-    QueryNote note = next_query();
+  FDMA_DEVICE void run_scores(QueryNote note, float (&grad_value)[1][kNO][4]) {
     if (note.h < 0) return;
     this->load_spans();
     this->load_slot_bias(note.h);
-    shared_.keys().wait(0);
-    this->clear_keys_behind();
     Scores weights;
     start_scores(weights, note.m);
     wait_products<0>();
@@ -87,7 +89,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
     commit_products();
     const QueryNote next = next_query();
     start_scores(weights, next.m);  // behind the last tile, of whatever lies there: nobody reads it
-    sync_consumers();               // dS has come
+    sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers);  // dS has come
     wait_products<1>();
     hold(grad_value);
     hold(operand);
@@ -115,12 +117,9 @@ class BackwardRoles : BackwardConsumer<Traits> {
     __syncwarp();
   }
 
-  FDMA_DEVICE void run_gradients(float (&grad_key)[1][kNO][4]) {
-    QueryNote note = next_query();
+  FDMA_DEVICE void run_gradients(QueryNote note, float (&grad_key)[1][kNO][4]) {
     if (note.h < 0) return;
     this->finish_bias_gradient(-1);
-    shared_.keys().wait(0);
-    this->clear_keys_behind();
     Scores grad;
     Operand operand;  // dS^T, read until dK is there
     start_gradients(grad, note.m);
@@ -173,7 +172,8 @@ class BackwardRoles : BackwardConsumer<Traits> {
     Base::to_operand(operand, grad);
     store_transposed(shared_.base + Traits::kScoreOffset, operand, warp_, lane_);
     publish_shared();
-    sync_consumers();
+    arrive_named(NamedBarrier::kConsumers, 0, Traits::kConsumers);
+    sync_group<kGradients>();
     this->store_bias_gradient(note, 0);
 
     float grad_query[1][kSumParts * Sum::kN][4];
@@ -204,6 +204,10 @@ class BackwardRoles : BackwardConsumer<Traits> {
     if (valid >= Traits::kQueries || !p_.sequences.varies()) return;
     clear_rows<typename Traits::QueryTile, kGroupThreads>(tile, valid, threadIdx.x % kGroupThreads);
     publish_shared();
+    sync_group<kRole>();
+  }
+  template <Role kRole>
+  FDMA_DEVICE static void sync_group() {
     sync_named(NamedBarrier::kGroup, kRole, kGroupThreads);
   }
 

@@ -1,7 +1,6 @@
 // The same call again: bit for bit the same results, from any number of threads, at the same time as others.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <thread>
 #include <vector>
 
@@ -34,24 +33,16 @@ AttentionCase busy_lists(fdma_mask_kind kind) {
   return c.lists(kind, kFull, kFull);
 }
 
-bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return false;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] != b[i] && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
-  }
-  return true;
-}
-
 void expect_repeatable(const AttentionCase& c, fdma_dtype dtype, fdma_device device, int repeats) {
   AttentionCall call(c, dtype, device);
   call.forward();
   call.backward();
-  const std::vector<double> first = call.outputs();
+  const std::vector<unsigned char> first = call.output_bytes();
   for (int i = 0; i < repeats; ++i) {
     call.refill();
     call.forward();
     call.backward();
-    ASSERT_TRUE(same_bits(first, call.outputs())) << "repeat " << i;
+    ASSERT_TRUE(first == call.output_bytes()) << "repeat " << i;
   }
 }
 
@@ -129,12 +120,12 @@ void expect_threads_change_no_bit(const AttentionCase& c) {
   AttentionCall call(c, FDMA_FLOAT32, kCpu);
   call.forward(1);
   call.backward(true, 1);
-  const std::vector<double> first = call.outputs();
+  const std::vector<unsigned char> first = call.output_bytes();
   for (int threads : {2, 3, 5, 16}) {
     call.refill();
     call.forward(threads);
     call.backward(true, threads);
-    EXPECT_TRUE(same_bits(first, call.outputs())) << c.name << ", " << threads << " threads";
+    EXPECT_TRUE(first == call.output_bytes()) << c.name << ", " << threads << " threads";
   }
 }
 
@@ -152,7 +143,7 @@ void expect_concurrent_calls_agree(const AttentionCase& c, fdma_dtype dtype, fdm
   AttentionCall alone(c, dtype, device);
   alone.forward();
   alone.backward();
-  const std::vector<double> expected = alone.outputs();
+  const std::vector<unsigned char> expected = alone.output_bytes();
   constexpr int kCallers = 4;
   std::vector<char> same(kCallers, false);
   std::vector<std::thread> callers;
@@ -163,7 +154,7 @@ void expect_concurrent_calls_agree(const AttentionCase& c, fdma_dtype dtype, fdm
       for (int repeat = 0; repeat < 5; ++repeat) {
         call.forward();
         call.backward();
-        all_same = all_same && same_bits(expected, call.outputs());
+        all_same = all_same && expected == call.output_bytes();
         call.refill();
       }
       same[static_cast<size_t>(i)] = all_same;

@@ -461,13 +461,11 @@ void AttentionCall::refill() {
   }
 }
 
-std::vector<double> AttentionCall::outputs() {
+std::vector<unsigned char> AttentionCall::output_bytes() {
   download();
-  std::vector<double> all;
-  for (Tensor* tensor : all_outputs()) {
-    if (!tensor->given()) continue;
-    const std::vector<double> values = tensor->values();
-    all.insert(all.end(), values.begin(), values.end());
+  std::vector<unsigned char> all;
+  for (const Tensor* tensor : all_outputs()) {
+    all.insert(all.end(), tensor->storage().begin(), tensor->storage().end());
   }
   return all;
 }

@@ -131,8 +131,8 @@ class AttentionCall {
   // Nothing was written but the elements of the outputs.
   void expect_surroundings_untouched() const;
 
-  // All output elements, for bitwise comparisons; the call is downloaded first.
-  std::vector<double> outputs();
+  // All outputs as they lie, for bitwise comparisons; the call is downloaded first.
+  std::vector<unsigned char> output_bytes();
 
  private:
   enum class Bit : char { kAny, kSet, kClear };

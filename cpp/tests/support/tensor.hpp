@@ -36,6 +36,8 @@ class Tensor {
   void set(int64_t index, double value);
   void erase(int64_t index);  // to 0xff bytes, before the upload
   std::vector<double> values() const;
+  // With all that lies around the elements.
+  const std::vector<unsigned char>& storage() const { return storage_; }
   unsigned char* bytes() { return storage_.data() + kGuardBytes; }
 
   // Copies the storage to `device` and back.
