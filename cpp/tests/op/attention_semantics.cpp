@@ -72,9 +72,9 @@ std::vector<AttentionCase> semantic_cases() {
     const std::string suffix = "_dim_" + std::to_string(dim);
     cases.push_back(C("softcap" + suffix).dim(dim).capped(0.5f).scaled(0.7f).heads(4, 2).causal());
     // Few tiles and long walks: on GPUs, tiles that are cut into parts.
-    cases.push_back(C("long_keys" + suffix).dim(dim).batches(1).lengths(300, 2100).grad_lse());
-    cases.push_back(C("long_keys_causal" + suffix).dim(dim).batches(1).lengths(200, 1300).heads(4, 2).causal());
-    cases.push_back(C("long_queries" + suffix).dim(dim).batches(1).lengths(1300, 300).heads(4, 2));
+    cases.push_back(C("long_keys" + suffix).dim(dim).batches(1).heads(1, 1).lengths(300, 2100).grad_lse());
+    cases.push_back(C("long_keys_causal" + suffix).dim(dim).batches(1).lengths(200, 1300).heads(2, 1).causal());
+    cases.push_back(C("long_queries" + suffix).dim(dim).batches(1).lengths(1300, 300).heads(2, 1));
   }
   const std::pair<const char*, fdma_dtype> mask_dtypes[] = {
       {"bool", FDMA_BOOL},       {"uint8", FDMA_UINT8},    {"int8", FDMA_INT8},       {"int16", FDMA_INT16},
