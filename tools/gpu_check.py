@@ -273,7 +273,7 @@ def _test_problem(name: str, counts: TestCounts, status: int) -> str | None:
 
 
 def _processes() -> int:
-    return min(os.cpu_count() or 1, 12)
+    return max(1, (os.cpu_count() or 1) * 3 // 4)
 
 
 def _tail(output: str) -> str:
