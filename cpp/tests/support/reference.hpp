@@ -133,9 +133,10 @@ class Reference {
 
   double round(Sum x) const { return sizeof(Sum) == sizeof(double) ? double(x) : rounded(double(x), dtype_); }
 
-  // Over rows of head_dim elements, in loops that a compiler makes vectors of: tables have thousands of cases.
+  // Over rows of head_dim elements, in loops that a compiler makes vectors of: tables have thousands of cases. A dot
+  // product in float stays one sum after the other, since its error is the yardstick.
   Sum dot(const double* a, const double* b) const {
-    constexpr int kLanes = 8;  // what head dims are multiples of
+    constexpr int kLanes = sizeof(Sum) == sizeof(double) ? 8 : 1;  // head dims are multiples of 8
     Sum lanes[kLanes] = {};
     for (int64_t d = 0; d < p_.head_dim; d += kLanes) {
       for (int i = 0; i < kLanes; ++i) lanes[i] += Sum(a[d + i]) * Sum(b[d + i]);
