@@ -13,7 +13,8 @@ enum class NamedBarrier : int {
   kConsumers = 1,
   kTurn = 2,   // forward: one for each warpgroup of consumers
   kGroup = 2,  // backward: one for each warpgroup of consumers, of its own threads
-  kWeights = 4
+  kWeights = 4,
+  kCleared = 5
 };
 
 // Threads that wait in one round of a barrier wait at the same instruction (PTX: bar.sync is an aligned one, and

@@ -81,7 +81,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
     Base::to_operand(operand, weights);
 
     shared_.grad_outs().wait_full(grad_out_at_);
-    clear_behind<kScores>(shared_.base + Traits::kGradOutOffset, note.m);
+    if (ends_in(note.m)) sync_named(NamedBarrier::kCleared, 0, Traits::kConsumers);  // rows of dO, by the other group
     hold(operand);
     hold(grad_value);
     begin_products();
@@ -150,7 +150,9 @@ class BackwardRoles : BackwardConsumer<Traits> {
 
   FDMA_DEVICE void start_gradients(Scores& grad, int m) const {
     shared_.grad_outs().wait_full(grad_out_at_);
-    clear_behind<kGradients>(shared_.base + Traits::kGradOutOffset, m);
+    if (clear_behind<kGradients>(shared_.base + Traits::kGradOutOffset, m)) {
+      arrive_named(NamedBarrier::kCleared, 0, Traits::kConsumers);
+    }
     hold(grad);
     begin_products();
     multiply<T, kDepth>(grad, anew(this->value_), 0, anew(this->grad_out_rows_), 0, false);
@@ -196,15 +198,21 @@ class BackwardRoles : BackwardConsumer<Traits> {
     }
   }
 
-  // Rows of a tile behind the last query of a sequence, see BackwardConsumer. Each group clears dO for itself: the
-  // zeros of one do not change what the other reads. Q is cleared by the one that reads it first.
+  // Queries of a tile that the sequence has; read first, see clear_queries_behind.
+  FDMA_DEVICE int queries_of(int m) const { return block_.sequence.len_q - m * Traits::kQueries; }
+  FDMA_DEVICE bool ends_in(int m) const {
+    const int valid = queries_of(m);
+    return valid < Traits::kQueries && p_.sequences.varies();
+  }
+  // Rows of a tile behind the last query of a sequence, see BackwardConsumer: Q and dO are cleared by the group that
+  // reads them first. Whether there are such rows.
   template <Role kRole>
-  FDMA_DEVICE void clear_behind(uint32_t tile, int m) const {
-    const int valid = block_.sequence.len_q - m * Traits::kQueries;  // read first, see clear_queries_behind
-    if (valid >= Traits::kQueries || !p_.sequences.varies()) return;
-    clear_rows<typename Traits::QueryTile, kGroupThreads>(tile, valid, threadIdx.x % kGroupThreads);
+  FDMA_DEVICE bool clear_behind(uint32_t tile, int m) const {
+    if (!ends_in(m)) return false;
+    clear_rows<typename Traits::QueryTile, kGroupThreads>(tile, queries_of(m), threadIdx.x % kGroupThreads);
     publish_shared();
     sync_group<kRole>();
+    return true;
   }
   template <Role kRole>
   FDMA_DEVICE static void sync_group() {

@@ -15,11 +15,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kSharedBytes = 32 * 1024;
 
-class Emulator : public testing::TestWithParam<Timing> {
+class SmallKernels : public testing::Test {
  protected:
-  void SetUp() override { set_timing(GetParam()); }
-  void TearDown() override { set_timing(Timing::kEarly); }
-
   // One block. Shared memory from `shared_` on.
   void run_block(const std::function<void()>& body) {
     run("small_kernel", dim3(1), dim3(kThreads), kSharedBytes, body);
@@ -35,6 +32,12 @@ class Emulator : public testing::TestWithParam<Timing> {
   }
 
   const uint32_t shared_ = shared_address(dynamic_shared_memory());
+};
+
+class Emulator : public SmallKernels, public testing::WithParamInterface<Timing> {
+ protected:
+  void SetUp() override { set_timing(GetParam()); }
+  void TearDown() override { set_timing(Timing::kEarly); }
 };
 
 // Of an operand with rows of 64 elements, which are summed.
@@ -395,6 +398,81 @@ TEST(EmulatorAtRandom, FindsALaneThatIsLappedByPhases) {
     EXPECT_NO_THROW(run_phases(false));
   }
   set_timing(Timing::kEarly);
+}
+
+// Accesses that nothing orders are found whatever the order of their running was.
+class EmulatorRaces : public SmallKernels {
+ protected:
+  // Each thread writes its place and reads that of one in another warp.
+  std::string failure_with(const std::function<void()>& between) {
+    return failure([&] {
+      store_shared(shared_ + 4 * threadIdx.x, threadIdx.x);
+      between();
+      unsigned of_another = 0;
+      load_shared(of_another, shared_ + 4 * ((threadIdx.x + 32) % kThreads));
+    });
+  }
+};
+
+TEST_F(EmulatorRaces, FindsAReadOfWhatAnotherThreadWrites) {
+  EXPECT_CONTAINS(failure_with([] {}), "a race: nothing orders this");
+  EXPECT_CONTAINS(failure_with([] { exchange(0xffffffffu, "", std::vector<char>(kWarpThreads).data(), 1); }), "a race");
+  EXPECT_EQ(failure_with([] { barrier_sync(1, kThreads); }), "");
+}
+
+TEST_F(EmulatorRaces, FindsAWriteOfWhatAnotherThreadReads) {
+  const auto what = [&](bool waits) {
+    return failure([&] {
+      unsigned value = 0;
+      load_shared(value, shared_);
+      if (threadIdx.x >= 32) return barrier_arrive(1, kThreads);
+      if (waits) barrier_sync(1, kThreads);
+      if (threadIdx.x == 0) store_shared(shared_, value);
+      if (!waits) barrier_arrive(1, kThreads);
+    });
+  };
+  EXPECT_EQ(what(true), "");
+  EXPECT_CONTAINS(what(false), "a race: nothing orders this");
+}
+
+TEST_F(EmulatorRaces, FindsTwoWritesOfTheSame) {
+  EXPECT_CONTAINS(failure([&] { store_shared(shared_, 0u); }),
+                  "a race: nothing orders this write and a write of thread");
+}
+
+TEST_F(EmulatorRaces, WhoArrivesAloneKnowsNothingOfTheOthers) {
+  const std::string what = failure([&] {
+    if (threadIdx.x < 32) {
+      store_shared(shared_ + 4 * threadIdx.x, threadIdx.x);
+      barrier_arrive(1, kThreads);
+    } else {
+      barrier_sync(1, kThreads);
+      store_shared(shared_ + 4 * threadIdx.x, threadIdx.x);
+    }
+    unsigned of_another = 0;
+    load_shared(of_another, shared_ + 4 * ((threadIdx.x + 64) % kThreads));
+  });
+  EXPECT_CONTAINS(what, "a race");
+}
+
+TEST_F(EmulatorRaces, MBarriersOrder) {
+  const auto what = [&](bool waits) {
+    return failure([&] {
+      const uint32_t barrier = shared_ + 1024;
+      if (threadIdx.x == 0) mbarrier_init(barrier, 1);
+      barrier_sync(0, kThreads);
+      if (threadIdx.x == 0) {
+        store_shared(shared_, 1u);
+        mbarrier_arrive(barrier);
+      } else {
+        if (waits) mbarrier_wait(barrier, 0);
+        unsigned value = 0;
+        load_shared(value, shared_);
+      }
+    });
+  };
+  EXPECT_EQ(what(true), "");
+  EXPECT_CONTAINS(what(false), "a race");
 }
 
 TEST(EmulatorAtRandom, DoesTheSameWithASeed) {

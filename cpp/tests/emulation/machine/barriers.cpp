@@ -15,6 +15,9 @@ int64_t arrive_named(int index, int threads) {
   if (barrier.arrived == 0) barrier.threads = threads;
   if (barrier.threads != threads) fail("two counts of threads at named barrier " + std::to_string(index));
   const int64_t round = barrier.rounds;
+  Clock& clock = barrier.clocks[round % 2];
+  if (barrier.arrived == 0) clock.clear();
+  release_order(clock);
   if (++barrier.arrived == threads) {
     barrier.arrived = 0;
     ++barrier.rounds;
@@ -26,6 +29,7 @@ int64_t arrive_named(int index, int threads) {
 void wait_named(int index, int64_t round) {
   const NamedBarrier& barrier = block.named[index];
   wait_until("named barrier", index, [&] { return barrier.rounds > round; });
+  acquire_order(barrier.clocks[round % 2]);
 }
 
 MBarrier& mbarrier_at(uint32_t address) {
@@ -39,11 +43,13 @@ void end_phase(MBarrier& barrier) {
   if (barrier.pending > 0 || barrier.bytes != 0) return;
   barrier.pending = barrier.arrivals;
   barrier.parity ^= 1;
+  barrier.clocks[barrier.parity].clear();
 }
 
 void arrive(uint32_t address) {
   MBarrier& barrier = mbarrier_at(address);
   if (barrier.pending == 0) fail("an arrival too many at the mbarrier at address " + std::to_string(address));
+  release_order(barrier.clocks[barrier.parity]);
   --barrier.pending;
   end_phase(barrier);
   made_progress();
@@ -65,7 +71,7 @@ int barrier_count(bool predicate) {
 void mbarrier_init(uint32_t barrier, int arrivals) {
   shared_bytes_at(barrier, 8);
   require(arrivals > 0, "an mbarrier waits for one arrival at least");
-  block.mbarriers[barrier] = {arrivals, arrivals, 0, 0, false};
+  block.mbarriers[barrier] = {arrivals, arrivals, 0, 0, false, {}};
 }
 void mbarrier_arrive(uint32_t barrier) { arrive(barrier); }
 void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
@@ -76,6 +82,7 @@ void mbarrier_wait(uint32_t barrier, int parity) {
   require(parity == 0 || parity == 1, "the parity of a phase is 0 or 1");
   const MBarrier& waited = mbarrier_at(barrier);
   wait_until("mbarrier", barrier, [&] { return waited.parity != parity; });
+  acquire_order(waited.clocks[parity]);
 }
 
 void complete_bytes(uint32_t barrier, int64_t bytes) {

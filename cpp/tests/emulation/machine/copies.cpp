@@ -152,6 +152,7 @@ void copy_async(uint32_t smem, const void* source, int bytes, int valid_bytes) {
   const Action action = [=] {
     char* target = shared_bytes_at(smem, bytes);
     note_write(smem, bytes);
+    note_ordered_write(smem, bytes);
     std::memset(target, 0, static_cast<size_t>(bytes));
     std::memcpy(target, source, static_cast<size_t>(valid_bytes));
   };

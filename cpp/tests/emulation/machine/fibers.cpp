@@ -228,6 +228,7 @@ void run_block(size_t threads) {
   block.polls = 0;
   block.standstills = 0;
   block.waiting_for_standstill = 0;
+  forget_order();
   for (size_t i = 0; i < threads; ++i) block.threads[i].stack_pointer = stacks.begin(i);
   while (!all_done()) {
     const int64_t before = progress;
@@ -326,11 +327,15 @@ void exchange(uint32_t mask, const void* mine, void* all, int bytes) {
   const int64_t number = warp.exchanges;
   auto& values = warp.values[number % 2];
   std::memcpy(values[current - first], mine, static_cast<size_t>(bytes));
+  Clock& clock = warp.clocks[number % 2];
+  if (warp.arrived == 0) clock.clear();
+  release_order(clock);
   if (++warp.arrived == lanes) {
     warp.arrived = 0;
     ++warp.exchanges;
   }
   wait_until("lanes of its warp, exchange", number, [&] { return warp.exchanges > number; });
+  acquire_order(clock);
   for (int lane = 0; lane < kWarpThreads; ++lane) {
     std::memcpy(static_cast<char*>(all) + lane * bytes, values[lane], static_cast<size_t>(bytes));
   }

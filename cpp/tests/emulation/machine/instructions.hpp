@@ -27,6 +27,10 @@ void fence_async();
 void fence_products();
 void publish_barriers();
 
+// Races: races.cpp. Accesses through the generic proxy, of the running thread.
+void note_ordered_read(uint32_t address, int bytes);
+void note_ordered_write(uint32_t address, int bytes);
+
 constexpr int kWarpThreads = 32;
 
 // One value of up to kMaxExchange bytes of each lane to all lanes of the warp. All lanes take part.
@@ -91,6 +95,7 @@ template <typename... T>
 void load_shared_values(uint32_t address, T&... values) {
   constexpr int kBytes = (int{sizeof(T)} + ...);
   const char* source = shared_bytes_at(address, kBytes);
+  note_ordered_read(address, kBytes);
   ((std::memcpy(&values, source, sizeof(T)), source += sizeof(T)), ...);
 }
 template <typename T>
@@ -110,6 +115,7 @@ void store_shared(uint32_t address, T... values) {
   constexpr int kBytes = (int{sizeof(T)} + ...);
   char* target = shared_bytes_at(address, kBytes);
   note_write(address, kBytes);
+  note_ordered_write(address, kBytes);
   ((std::memcpy(target, &values, sizeof(T)), target += sizeof(T)), ...);
 }
 

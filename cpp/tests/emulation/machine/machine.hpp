@@ -16,6 +16,7 @@ constexpr int kGroupThreads = 128;
 constexpr size_t kMaxShared = 227 * 1024;  // of a block, compute capability 9.0
 constexpr uint32_t kWindowBegin = 1024;    // no address of shared memory is 0
 using Action = std::function<void()>;
+using Clock = std::vector<uint32_t>;  // by thread, see races.cpp
 
 // What a thread waits for, kept in its own frame.
 struct Waiting {
@@ -51,6 +52,7 @@ struct Warp {
   int64_t exchanges = 0;
   int64_t stands_still_until = 0;  // as of a thread
   char values[2][kWarpThreads][kMaxExchange];
+  Clock clocks[2];
 };
 
 // A product that its warpgroup starts thread by thread.
@@ -70,12 +72,14 @@ struct NamedBarrier {
   int threads = 0, arrived = 0;
   int64_t rounds = 0;
   int counts[2] = {0, 0};  // of barrier_count, by round
+  Clock clocks[2];         // of who arrived, by round
 };
 struct MBarrier {
   int arrivals = 0, pending = 0;
   int64_t bytes = 0;
   int parity = 0;  // of the phase that is not over
   bool is_published = false;
+  Clock clocks[2];  // of who arrived, by parity
 };
 
 struct Block {
@@ -127,6 +131,12 @@ bool do_some_product();
 void forget_writes();
 void require_published(uint32_t address, int bytes);
 void note_async_write(uint32_t address, int bytes);
+
+// Races: races.cpp; accesses are noted by functions of instructions.hpp. What the running thread has done so far comes
+// before what those do that acquire from `to` later.
+void forget_order();
+void release_order(Clock& to);
+void acquire_order(const Clock& from);
 
 // mbarrier, from the copy engine: bytes have come; a thread's copies are done.
 void complete_bytes(uint32_t barrier, int64_t bytes);
