@@ -328,7 +328,7 @@ TEST_P(Emulator, TimesCopiesOfAThread) {
 TEST_P(Emulator, TimesBuffersThatAreGivenBack) {
   std::vector<float> sums(kThreads * 32, 0.0f);
   alignas(16) static const uint16_t zeros[64 * 64] = {};
-  run("small_kernel", dim3(1), dim3(kThreads + 32), kSharedBytes, [&] {
+  const auto work = [&] {
     const uint32_t full = shared_, empty = shared_ + 8, a = shared_ + 1024, b = a + 64 * 128;
     const bool is_producer = threadIdx.x == kThreads;
     if (is_producer) {
@@ -352,7 +352,13 @@ TEST_P(Emulator, TimesBuffersThatAreGivenBack) {
       wait_products(0);
       mbarrier_wait(full, 0);
     }
-  });
+  };
+  const auto run_it = [&] { run("small_kernel", dim3(1), dim3(kThreads + 32), kSharedBytes, work); };
+  if (GetParam() == Timing::kEarly) {  // the result would be right, but races are looked for
+    EXPECT_THROW(run_it(), EmulationError);
+    return;
+  }
+  run_it();
   EXPECT_EQ(sums[0], GetParam() == Timing::kLateProducts ? 0.0f : 16.0f);
 }
 
@@ -453,6 +459,27 @@ TEST_F(EmulatorRaces, WhoArrivesAloneKnowsNothingOfTheOthers) {
     load_shared(of_another, shared_ + 4 * ((threadIdx.x + 64) % kThreads));
   });
   EXPECT_CONTAINS(what, "a race");
+}
+
+TEST_F(EmulatorRaces, FindsAProductOfWhatAnotherThreadWrites) {
+  const auto what = [&](bool waits) {
+    std::vector<float> sums(kThreads * 32, 0.0f);
+    return failure([&] {
+      const uint32_t a = shared_ + 1024, b = a + 64 * 128;
+      if (threadIdx.x < 64) {
+        store_ones(a);
+        store_ones(b);
+      }
+      fence_async();
+      if (waits) barrier_sync(1, kThreads);
+      fence_products();
+      start_product({&sums[threadIdx.x * 32], nullptr, descriptor(a), descriptor(b), false, false, true, false, 64});
+      commit_products();
+      wait_products(0);
+    });
+  };
+  EXPECT_EQ(what(true), "");
+  EXPECT_CONTAINS(what(false), "a race");
 }
 
 TEST_F(EmulatorRaces, MBarriersOrder) {

@@ -88,6 +88,7 @@ void mbarrier_wait(uint32_t barrier, int parity) {
 void complete_bytes(uint32_t barrier, int64_t bytes) {
   MBarrier& completed = mbarrier_at(barrier);
   require(completed.is_published, "bytes come to an mbarrier without fence.mbarrier_init");
+  release_order(completed.clocks[completed.parity]);
   completed.bytes -= bytes;
   end_phase(completed);
   made_progress();

@@ -73,6 +73,7 @@ void load_box(uint32_t smem, const void* map, int c0, int c1, int c2, int c3, ui
     for_each_element(box, smem, {c0, c1, c2, c3}, [](uint32_t to, const char* from) {
       char* target = shared_bytes_at(to, kElementBytes);
       note_async_write(to, kElementBytes);
+      if (to % 16 == 0) note_ordered_write(to, kSampleBytes);
       if (from == nullptr) {
         std::memset(target, 0, kElementBytes);
       } else {
@@ -87,6 +88,7 @@ void store_box(const void* map, int c0, int c1, int c2, int c3, uint32_t smem) {
   store_in_time([=, box = read_map(map)] {
     for_each_element(box, smem, {c0, c1, c2, c3}, [](uint32_t from, char* to) {
       require_published(from, kElementBytes);
+      if (from % 16 == 0) note_ordered_read(from, kSampleBytes);
       if (to != nullptr) std::memcpy(to, shared_bytes_at(from, kElementBytes), kElementBytes);
     });
   });
@@ -98,6 +100,7 @@ void load_bytes(uint32_t smem, const void* source, int bytes, uint32_t barrier) 
   arrive_in_time([=] {
     note_async_write(smem, bytes);
     for (int i = 0; i < bytes; i += 16) {
+      note_ordered_write(smem + static_cast<uint32_t>(i), kSampleBytes);
       std::memcpy(shared_bytes_at(smem + static_cast<uint32_t>(i), 16), static_cast<const char*>(source) + i, 16);
     }
     complete_bytes(barrier, bytes);

@@ -34,8 +34,9 @@ struct Thread {
   // Products: how many it started, and how many it had at the end of each batch not waited for.
   int64_t products = 0;
   std::vector<int64_t> batches;
-  bool fenced_products = false;  // since it waited for products
-  int32_t fences = 0;            // of what it has written, for the async proxy
+  std::deque<Product> read_by_products;  // those not waited for
+  bool fenced_products = false;          // since it waited for products
+  int32_t fences = 0;                    // of what it has written, for the async proxy
   // Stores by the copy engine: of the group to be committed, groups not waited for, and whether of one it is known that
   // it was read, but not that it was written.
   std::vector<Action> open_stores;
@@ -134,6 +135,7 @@ void note_async_write(uint32_t address, int bytes);
 
 // Races: races.cpp; accesses are noted by functions of instructions.hpp. What the running thread has done so far comes
 // before what those do that acquire from `to` later.
+constexpr int kSampleBytes = 2;  // of 16 that the copy engine or a product reads or writes, the ones that are noted
 void forget_order();
 void release_order(Clock& to);
 void acquire_order(const Clock& from);

@@ -38,20 +38,28 @@ class SharedOperand {
 
   // values[depth * pitch + row] for all rows and the 16 of depth.
   void read(int rows, bool is_bfloat16, float* values, int pitch) const {
-    for (int row = 0; row < rows; row += is_transposed_ ? kRun : 1) {
-      for (int depth = 0; depth < kDepth; depth += is_transposed_ ? 1 : kRun) {
-        uint16_t run[kRun];
-        require_published(address(row, depth), sizeof(run));
-        std::memcpy(run, shared_bytes_at(address(row, depth), sizeof(run)), sizeof(run));
-        for (int i = 0; i < kRun; ++i) {
-          const int r = is_transposed_ ? row + i : row, d = is_transposed_ ? depth : depth + i;
-          values[d * pitch + r] = as_float(run[i], is_bfloat16);
-        }
+    for_each_run(rows, [&](int row, int depth, uint32_t at) {
+      uint16_t run[kRun];
+      require_published(at, sizeof(run));
+      std::memcpy(run, shared_bytes_at(at, sizeof(run)), sizeof(run));
+      for (int i = 0; i < kRun; ++i) {
+        const int r = is_transposed_ ? row + i : row, d = is_transposed_ ? depth : depth + i;
+        values[d * pitch + r] = as_float(run[i], is_bfloat16);
       }
-    }
+    });
+  }
+  // Its reads, as the running thread's.
+  void note_reads(int rows) const {
+    for_each_run(rows, [](int, int, uint32_t at) { note_ordered_read(at, kSampleBytes); });
   }
 
  private:
+  template <typename Body>
+  void for_each_run(int rows, const Body& body) const {
+    for (int row = 0; row < rows; row += is_transposed_ ? kRun : 1) {
+      for (int depth = 0; depth < kDepth; depth += is_transposed_ ? 1 : kRun) body(row, depth, address(row, depth));
+    }
+  }
   static uint32_t field(uint64_t descriptor, int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; }
   // Lines of 128 bytes, 8 of them a swizzled block. K-major: a line a row. Else a line a step of depth, of 64 rows.
   uint32_t address(int row, int depth) const {
@@ -113,6 +121,14 @@ void execute(GroupProduct& product) {
   }
 }
 
+// What the warp of a thread reads for a product, from when it starts it until it has waited for it. By one lane: all of
+// them start and wait.
+void note_reads(const Product& p) {
+  if (current % kWarpThreads != 0) return;
+  if (p.registers == nullptr) SharedOperand(p.a, p.a_transposed).note_reads(kRows);
+  SharedOperand(p.b, p.b_transposed).note_reads(p.columns);
+}
+
 bool is_same(const Product& x, const Product& y) {
   return x.a == y.a && x.b == y.b && (x.registers == nullptr) == (y.registers == nullptr) &&
          x.a_transposed == y.a_transposed && x.b_transposed == y.b_transposed && x.is_bfloat16 == y.is_bfloat16 &&
@@ -157,6 +173,8 @@ void start_product(const Product& product) {
   require(static_cast<size_t>(current / kGroupThreads + 1) * kGroupThreads <= block.threads.size(),
           "a product of less than a warpgroup");
   require(self().fenced_products, "a product without wgmma.fence since products were waited for");
+  note_reads(product);
+  self().read_by_products.push_back(product);
   auto& products = group().products;
   const auto index = static_cast<size_t>(self().products++ - group().first);
   if (index == products.size()) products.push_back({product, {}, {}, 0, false});
@@ -197,6 +215,11 @@ void wait_products(int pending) {
       return end <= own.first || own.products[static_cast<size_t>(end - 1 - own.first)].started == kGroupThreads;
     });
     if (timing() == Timing::kLateProducts) wait_for_standstill();
+  }
+  auto& reads = self().read_by_products;
+  while (self().products - static_cast<int64_t>(reads.size()) < end) {
+    note_reads(reads.front());
+    reads.pop_front();
   }
   for (; own.first < end; ++own.first) {
     execute(own.products.front());
