@@ -201,13 +201,11 @@ class Check:
         junit = self.logs / "pytest.xml"
         junit.unlink(missing_ok=True)
         test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "python/tests"]
-        threads = os.cpu_count() or 1
+        env = {"PYTHONPATH": os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")}
+        env["FDMA_LIBRARY_DIR"] = str(self.build_dir / "cpp")  # the example engine is built against it
         if importlib.util.find_spec("xdist"):  # compilers of Triton and Inductor take one core each
             test += ["-n", str(_processes()), "--dist", "worksteal"]
-            threads = 1  # torch would take every core in every process
-        env = {"OMP_NUM_THREADS": str(threads)}
-        env["PYTHONPATH"] = os.pathsep.join([str(self._package_dir()), os.environ.get("PYTHONPATH", "")]).strip(":")
-        env["FDMA_LIBRARY_DIR"] = str(self.build_dir / "cpp")  # the example engine is built against it
+            env["OMP_NUM_THREADS"] = "1"  # torch would take every core in every process
         status, output = self._command("pytest", test if self.everything else [*test, "-m", "gpu"], env)
         return self._counted("pytest", junit, status, output)
 
@@ -257,7 +255,7 @@ class Check:
         if errors is None:
             problem = f"no summary, status {status}: {_tail(output)}"
         elif errors:
-            problem = f"{errors} errors: {_tail(output)}"
+            problem = f"{errors} errors: {_findings(output)}"
         elif status != 0 and problem is None:
             problem = f"ended with status {status}: {_tail(output)}"
         kept = {"passed": counts.passed, "failed": counts.failed, "skipped": counts.skipped}
@@ -278,6 +276,12 @@ def _processes() -> int:
 
 def _tail(output: str) -> str:
     return "\n".join(output.strip().splitlines()[-TAIL_LINES:])
+
+
+def _findings(output: str) -> str:
+    """What a sanitizer reports first. A record may be all that is left of a run, and its tail names only the tests."""
+    lines = [line for line in output.splitlines() if line.startswith("=========") and "Host Frame" not in line]
+    return "\n".join(lines[:TAIL_LINES])
 
 
 def _toolkit_file(name: str) -> str | None:

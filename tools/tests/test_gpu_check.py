@@ -167,6 +167,14 @@ def test_sanitizer_run(check, tmp_path, xml, after, problem):
     assert result["problem"] is None if problem is None else problem in result["problem"]
 
 
+def test_a_sanitizer_s_problem_says_what_it_found(check, tmp_path):
+    check.start("sanitizers")
+    after = "echo '========= Error: a race'; for i in $(seq 40); do echo passed $i; done; echo ERROR SUMMARY: 1 error"
+    xml = "<testsuite><testcase name='a'/></testsuite>"
+    tool = fake_tool(tmp_path, REPORT.format(xml=xml, after=after))
+    assert "Error: a race" in check._sanitize_once(str(tool), SANITIZERS[0], tmp_path / "tests")["problem"]
+
+
 def test_a_step_has_a_time_limit(check, tmp_path, monkeypatch):
     check.timeouts["build"] = 0.1
     monkeypatch.setattr(gpu_check.Check, "build", lambda self: self._must("sleep", ["sleep", "30"]))
