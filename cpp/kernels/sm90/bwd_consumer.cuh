@@ -89,8 +89,9 @@ class BackwardConsumer {
     constexpr int kTileBytes = Traits::QueryTile::kBytes;
     const int query_offset = query_at_.stage() * kTileBytes, grad_out_offset = grad_out_at_.stage() * kTileBytes;
     Scores weights, grad;
+    const int valid = queries_of(note.m);
     shared_.grad_outs().wait_full(grad_out_at_);
-    clear_queries_behind(note.m);
+    clear_queries_behind(valid);
     hold(weights);
     hold(grad);
     begin_products();
@@ -98,9 +99,10 @@ class BackwardConsumer {
     commit_products();
     multiply<T, Traits::kHeadDim / 16>(grad, value_, 0, grad_out_rows_, grad_out_offset, false);
     commit_products();
+    const TileStart start = read_start(note.m);
     wait_products<1>();
     hold(weights);
-    finish_weights(weights, note.m);
+    finish_weights(weights, note.m, start);
     Operand weight_operand, grad_operand;
     to_operand(weight_operand, weights);
     wait_products<0>();
@@ -147,8 +149,21 @@ class BackwardConsumer {
 
   FDMA_DEVICE static void sync_consumers() { sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers); }
 
+  FDMA_DEVICE uint32_t stats_address() const { return shared_.stats(query_at_.stage()) + lane_ % 4 * 16; }
+  // Queries of tile m that the sequence has.
+  FDMA_DEVICE int queries_of(int m) const { return block_.sequence.len_q - m * Traits::kQueries; }
+  // What is read of a query tile before its scores are waited for: behind them, nothing would hide how long it takes.
+  struct TileStart {
+    bool ends;     // some query of the tile does not see all of the warp's keys, by causality or since they end
+    float4 stats;  // of the first block column, see load_stats
+  };
+  FDMA_DEVICE TileStart read_start(int m) const {
+    const bool ends = !Traits::kSlots && key0() + 16 > key_limit(m * Traits::kQueries, block_.sequence.len_q,
+                                                                 block_.sequence.len_k, p_.is_causal);
+    return {ends, load_stats(stats_address(), 0)};
+  }
   // Turns k.q into P^T.
-  FDMA_DEVICE void finish_weights(Scores& x, int m) {
+  FDMA_DEVICE void finish_weights(Scores& x, int m, const TileStart& start) {
     if constexpr (Traits::kCapped) unit_.to_bits_capped(x);
     if constexpr (Traits::kSlots) {
       if (!folded_) scale_and_shift(x, Traits::kCapped ? 1.f : unit_.scale_log2, slot_bias_);
@@ -173,19 +188,15 @@ class BackwardConsumer {
     if constexpr (Traits::kSlots) {
       const Span spans[2] = {span(0), span(1)};
       apply_transposed_spans(x, spans, q, lane_);
-    } else {
-      const int key = key0();
-      if (key + 16 > key_limit(q, block_.sequence.len_q, block_.sequence.len_k, p_.is_causal)) {
-        apply_transposed_key_limit(x, key, q, block_.sequence, p_.is_causal, lane_);
-      }
+    } else if (start.ends) {
+      apply_transposed_key_limit(x, key0(), q, block_.sequence, p_.is_causal, lane_);
     }
-    const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
-    transposed_weights_from_bits(x, stats, folded_ ? unit_.scale_log2 : 1.f);
+    transposed_weights_from_bits(x, start.stats, stats_address(), folded_ ? unit_.scale_log2 : 1.f);
   }
 
   // Turns dP^T into dS^T, by the way into the gradient of the biases of slots.
   FDMA_DEVICE void finish_gradients(Scores& grad, const Scores& weights) {
-    const uint32_t stats = shared_.stats(query_at_.stage()) + lane_ % 4 * 16;
+    const uint32_t stats = stats_address();
     to_transposed_grad_scores(grad, weights, stats);
     add_bias_gradient(grad);
     if constexpr (Traits::kCapped && Traits::kSlots) {
@@ -316,11 +327,10 @@ class BackwardConsumer {
     publish_shared();
     sync_consumers();
   }
-  FDMA_DEVICE void clear_queries_behind(int m) const {
-    // In this order: with the sequence read under a condition alone, the compiler takes what follows for the work of
-    // lanes that have parted, and moves every descriptor of a product to uniform registers anew (859 instructions for
-    // 594).
-    const int valid = block_.sequence.len_q - m * Traits::kQueries;
+  // `valid`: queries_of(the tile). Read first: with the sequence read under a condition alone, the compiler takes what
+  // follows for the work of lanes that have parted, and moves every descriptor of a product to uniform registers anew
+  // (859 instructions for 594).
+  FDMA_DEVICE void clear_queries_behind(int valid) const {
     if (valid >= Traits::kQueries || !p_.sequences.varies()) return;
     using Tile = typename Traits::QueryTile;
     clear_tile<Tile>(shared_.base + Traits::kQueryOffset + query_at_.stage() * Tile::kBytes, valid);

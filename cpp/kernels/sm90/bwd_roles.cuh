@@ -34,24 +34,19 @@ class BackwardRoles : BackwardConsumer<Traits> {
   FDMA_DEVICE void run() {
     float sum[1][kNO][4];
     sm80::clear(sum);
+    const bool has_scores = uniform(threadIdx.x / kGroupThreads) - 1 == kScores;
     const QueryNote first = next_query();
     if (first.h >= 0) {
       shared_.keys().wait(0);
       this->clear_keys_behind();  // both groups, here: threads that wait at a barrier have to come from one place
+      has_scores ? run_scores(first, sum) : run_gradients(first, sum);
     }
-    if (uniform(threadIdx.x / kGroupThreads) - 1 == kScores) {
-      run_scores(first, sum);
-      store_sum(1, p_.grad_value, sum, 1.f);
-    } else {
-      run_gradients(first, sum);
-      store_sum(0, p_.grad_key, sum, p_.scale);
-    }
+    has_scores ? store_sum(1, p_.grad_value, sum, 1.f) : store_sum(0, p_.grad_key, sum, p_.scale);
     wait_stores_read<0>();
   }
 
  private:
   FDMA_DEVICE void run_scores(QueryNote note, float (&grad_value)[1][kNO][4]) {
-    if (note.h < 0) return;
     this->load_spans();
     this->load_slot_bias(note.h);
     Scores weights;
@@ -72,7 +67,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
   // `weights` are S^T of the tile; afterwards of the next one, which is returned.
   FDMA_DEVICE QueryNote add_value_gradient(const QueryNote& note, Scores& weights, float (&grad_value)[1][kNO][4]) {
     hold(weights);
-    this->finish_weights(weights, note.m);
+    this->finish_weights(weights, note.m, this->read_start(note.m));
     release(shared_.queries(), query_at_);
     free_stage();
     Sum::stage(sum_stage(warp_), weights, lane_);
@@ -118,7 +113,6 @@ class BackwardRoles : BackwardConsumer<Traits> {
   }
 
   FDMA_DEVICE void run_gradients(QueryNote note, float (&grad_key)[1][kNO][4]) {
-    if (note.h < 0) return;
     this->finish_bias_gradient(-1);
     Scores grad;
     Operand operand;  // dS^T, read until dK is there
@@ -198,10 +192,8 @@ class BackwardRoles : BackwardConsumer<Traits> {
     }
   }
 
-  // Queries of a tile that the sequence has; read first, see clear_queries_behind.
-  FDMA_DEVICE int queries_of(int m) const { return block_.sequence.len_q - m * Traits::kQueries; }
   FDMA_DEVICE bool ends_in(int m) const {
-    const int valid = queries_of(m);
+    const int valid = this->queries_of(m);  // read first, see clear_queries_behind
     return valid < Traits::kQueries && p_.sequences.varies();
   }
   // Rows of a tile behind the last query of a sequence, see BackwardConsumer: Q and dO are cleared by the group that
@@ -209,7 +201,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
   template <Role kRole>
   FDMA_DEVICE bool clear_behind(uint32_t tile, int m) const {
     if (!ends_in(m)) return false;
-    clear_rows<typename Traits::QueryTile, kGroupThreads>(tile, queries_of(m), threadIdx.x % kGroupThreads);
+    clear_rows<typename Traits::QueryTile, kGroupThreads>(tile, this->queries_of(m), threadIdx.x % kGroupThreads);
     publish_shared();
     sync_group<kRole>();
     return true;

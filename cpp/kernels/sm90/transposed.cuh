@@ -132,12 +132,12 @@ FDMA_DEVICE float4 load_stats(uint32_t stats, int j) {
   return pair;
 }
 
-// P^T = exp2(x * unit - lse), unit > 0.
+// P^T = exp2(x * unit - lse), unit > 0. `first`: the stats of block column 0.
 template <int kN>
-FDMA_DEVICE void transposed_weights_from_bits(float (&x)[1][kN][4], uint32_t stats, float unit) {
+FDMA_DEVICE void transposed_weights_from_bits(float (&x)[1][kN][4], const float4& first, uint32_t stats, float unit) {
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
-    const float4 pair = load_stats(stats, j);
+    const float4 pair = j == 0 ? first : load_stats(stats, j);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       x[0][j][e] = exp2_approx(fmaf(x[0][j][e], unit, e % 2 == 0 ? -pair.x : -pair.z));
