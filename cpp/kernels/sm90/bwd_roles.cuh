@@ -168,8 +168,8 @@ class BackwardRoles : BackwardConsumer<Traits> {
     Base::to_operand(operand, grad);
     store_transposed(shared_.base + Traits::kScoreOffset, operand, warp_, lane_);
     publish_shared();
+    sync_group<kGradients>();  // first: racecheck takes no arrival for the end of what a warp has read, here P^T
     arrive_named(NamedBarrier::kConsumers, 0, Traits::kConsumers);
-    sync_group<kGradients>();
     this->store_bias_gradient(note, 0);
 
     float grad_query[1][kSumParts * Sum::kN][4];
