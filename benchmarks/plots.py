@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Tuple
 
 from benchmarks import report
 from benchmarks.impls import OURS
@@ -14,39 +15,40 @@ COLORS = {
     "cpu": RED,
     "cuda-topk": RED,
     "cpu-topk": RED,
-    "sdpa-flash": "#1f5fa8",
     "sdpa-cudnn": GREEN,
     "sdpa": GREEN,
     "torch-topk": "#6b6b6b",
 }
+ALL_KEYS = {"sdpa-cudnn": "#1f5fa8", "sdpa-flash": "#8fb8de"}  # the implementations of the series without a mask
 PASSES = {"fwd": "forward", "bwd": "backward", "select": "selection"}
-REFERENCE = "sdpa-flash"  # of the series, the one that takes all keys
+# (implementation, whether it takes all keys: the series whose names begin with "dense")
+Line = Tuple[str, bool]
 
 
-def _points(document: dict, kind: str, which: str, value: str) -> dict[str, list[tuple[int, float]]]:
-    """{implementation: [(number, value)]} of the series whose names end in `kind`, in rising order."""
-    lines: dict[str, list[tuple[int, float]]] = {}
+def _points(document: dict, kind: str, which: str, value: str) -> dict[Line, list[tuple[int, float]]]:
+    """{line: [(number, value)]} of the series whose names end in `kind`, in rising order."""
+    lines: dict[Line, list[tuple[int, float]]] = {}
     for row in document["rows"]:
         at = position(row["workload"])
         if at is None or not at[0].endswith(kind) or row["pass"] != which or row[value] is None:
             continue
-        lines.setdefault(row["impl"], []).append((at[1], row[value]))
-    return {impl: sorted(points) for impl, points in lines.items()}
+        lines.setdefault((row["impl"], at[0].startswith("dense")), []).append((at[1], row[value]))
+    return {line: sorted(points) for line, points in lines.items()}
 
 
-def _label(impl: str, which: str) -> str:
-    """What a peer was given."""
-    if impl in OURS or which == "select":
-        return impl
-    return f"{impl}, all keys" if impl == REFERENCE else f"{impl}, dense mask"
+def _style(line: Line, which: str) -> dict:
+    """Label, which says what a peer was given, and color."""
+    impl, all_keys = line
+    label = impl if impl in OURS or which == "select" else f"{impl}, {'all keys' if all_keys else 'dense mask'}"
+    return {"label": label, "color": ALL_KEYS[impl] if all_keys else COLORS.get(impl, OTHER)}
 
 
-def _flat(document: dict, length: int, which: str) -> dict[str, float]:
-    """{peer: ms} at the length of the width series: their time does not depend on what a query keeps."""
-    found: dict[str, float] = {}
-    for impl, points in _points(document, "length", which, "ms").items():
-        if impl not in OURS and which != "select":
-            found.update((impl, ms) for number, ms in points if number == length)
+def _flat(document: dict, length: int, which: str) -> dict[Line, float]:
+    """{line of a peer: ms} at the length of the width series: their time does not depend on what a query keeps."""
+    found: dict[Line, float] = {}
+    for line, points in _points(document, "length", which, "ms").items():
+        if line[0] not in OURS and which != "select":
+            found.update((line, ms) for number, ms in points if number == length)
     return found
 
 
@@ -67,15 +69,9 @@ def pictures(document: dict) -> list[str]:
 
 
 def _line_axes(axes, lines: dict, which: str, xlabel: str, ylabel: str) -> None:
-    for impl, points in lines.items():
-        axes.plot(
-            *zip(*points),
-            marker="o",
-            markersize=4,
-            color=COLORS.get(impl, OTHER),
-            label=_label(impl, which),
-            linewidth=2 if impl in OURS else 1.2,
-        )
+    for line, points in lines.items():
+        width = 2 if line[0] in OURS else 1.2
+        axes.plot(*zip(*points), marker="o", markersize=4, linewidth=width, **_style(line, which))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     numbers = sorted({number for points in lines.values() for number, _ in points})
@@ -98,10 +94,8 @@ def _line_figure(document: dict, kind: str, value: str, xlabel: str, ylabel: str
         _line_axes(axes, lines, which, xlabel, ylabel)
         if kind == "width":
             flat = _flat(document, _length_of("width"), which)
-            for impl, ms in flat.items():
-                axes.axhline(
-                    ms, color=COLORS.get(impl, OTHER), linewidth=1.2, linestyle="--", label=_label(impl, which)
-                )
+            for line, ms in flat.items():
+                axes.axhline(ms, linewidth=1.2, linestyle="--", **_style(line, which))
         axes.legend(fontsize=8, frameon=False)
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import platform
 import re
@@ -41,9 +42,9 @@ def versions() -> dict:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = str(torch.backends.cudnn.version())
-    for module in ("flash_dmattn", "flash_attn", "triton"):
+    for module in ("flash_dmattn", "flash_attn", "flash_attn.cute", "triton"):
         try:
-            found[module] = str(__import__(module).__version__)
+            found[module] = str(importlib.import_module(module).__version__)
         except Exception:  # not installed, broken, or without a version: it then has none to report
             continue
     return found

@@ -19,7 +19,7 @@ def _length(length: int) -> Workload:
 
 def _dense(length: int) -> Workload:
     """All keys: what there is without a selection, as a line to compare with."""
-    return Workload(f"dense-length-{length}", 1, length, 16, 8, 128, impls=("sdpa-flash",))
+    return Workload(f"dense-length-{length}", 1, length, 16, 8, 128, impls=("sdpa-cudnn", "sdpa-flash"))
 
 
 def _cpu_length(length: int, *peers: str) -> Workload:
