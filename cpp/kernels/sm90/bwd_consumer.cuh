@@ -33,7 +33,7 @@ class BackwardConsumer {
         shared_(shared),
         block_(block),
         group_(group),
-        warp_(uniform(threadIdx.x % kGroupThreads / 32)),
+        warp_(threadIdx.x % kGroupThreads / 32),
         lane_(threadIdx.x % 32),
         unit_(p_.scale, p_.softcap),
         folded_(!Traits::kBiased && unit_.foldable() && (!Traits::kSlots || p_.slots.bias == nullptr)),
@@ -59,7 +59,8 @@ class BackwardConsumer {
       while (note.h >= 0) {
         if (note.h != head) begin_head(head, note.h);
         head = note.h;
-        note = step(note, grad_key, grad_value);
+        step(note, grad_key, grad_value);
+        note = next_query();
       }
       begin_head(head, -1);
     }
@@ -78,21 +79,13 @@ class BackwardConsumer {
   FDMA_DEVICE void release(const Ring<kRingStages>& ring, RingPosition<kRingStages>& at) const {
     ring.release(at, lane_);
   }
-  FDMA_DEVICE QueryNote next_query() const { return query(query_at_); }
-  // The one behind the tile whose buffers the group still reads.
-  FDMA_DEVICE QueryNote query_after() const {
-    RingPosition<kStages> at = query_at_;
-    at.advance();
-    return query(at);
-  }
-  FDMA_DEVICE QueryNote query(const RingPosition<kStages>& at) const {
-    shared_.queries().wait_full(at);
-    return shared_.note(at.stage());
+  FDMA_DEVICE QueryNote next_query() const {
+    shared_.queries().wait_full(query_at_);
+    return shared_.note(query_at_.stage());
   }
   FDMA_DEVICE int key0() const { return block_.k() + group_ * kGroupRows + warp_ * 16; }  // the warp's first key
 
-  // Returns the note of the tile behind this one, which is read while the last products run.
-  FDMA_DEVICE QueryNote step(const QueryNote& note, float (&grad_key)[1][kNO][4], float (&grad_value)[1][kNO][4]) {
+  FDMA_DEVICE void step(const QueryNote& note, float (&grad_key)[1][kNO][4], float (&grad_value)[1][kNO][4]) {
     constexpr int kTileBytes = Traits::QueryTile::kBytes;
     const int query_offset = query_at_.stage() * kTileBytes, grad_out_offset = grad_out_at_.stage() * kTileBytes;
     Scores weights, grad;
@@ -112,21 +105,21 @@ class BackwardConsumer {
     finish_weights(weights, note.m, start);
     Operand weight_operand, grad_operand;
     to_operand(weight_operand, weights);
-    const Deltas deltas = read_deltas();
     wait_products<0>();
     hold(grad);
-    finish_gradients(grad, weights, deltas);
+    finish_gradients(grad, weights);
     to_operand(grad_operand, grad);
-    if (lane_ == 0) wait_stores_read<0>();            // what this lane stored a step ago has left shared memory
-    if (Traits::kScoreStages == 1) sync_consumers();  // nobody still reads the previous dS
-    const int score_offset = score_stage_ * Traits::ScoreTile::kBytes;
-    store_transposed(shared_.base + Traits::kScoreOffset + score_offset + group_ * Traits::ScoreTile::kBlockBytes,
-                     grad_operand, warp_, lane_);
     hold(weight_operand);
     hold(grad_value);
     begin_products();
     multiply<T, Traits::kQueries / 16>(grad_value, weight_operand, grad_out_cols_, grad_out_offset);
     commit_products();
+
+    if (lane_ == 0) wait_stores_read<0>();            // what this lane stored a step ago has left shared memory
+    if (Traits::kScoreStages == 1) sync_consumers();  // nobody still reads the previous dS
+    const int score_offset = score_stage_ * Traits::ScoreTile::kBytes;
+    store_transposed(shared_.base + Traits::kScoreOffset + score_offset + group_ * Traits::ScoreTile::kBlockBytes,
+                     grad_operand, warp_, lane_);
     publish_shared();
     sync_consumers();
     score_stage_ = (score_stage_ + 1) % Traits::kScoreStages;
@@ -148,12 +141,10 @@ class BackwardConsumer {
     release(shared_.grad_outs(), grad_out_at_);
     const int part = group_ * 4 + warp_;
     add_query_gradient(grad_query, note, part, sum_stage(part));
-    const QueryNote next = query_after();
     wait_products<0>();
     hold(grad_key);
     hold(grad_operand);
     release(shared_.queries(), query_at_);
-    return next;
   }
 
   FDMA_DEVICE static void sync_consumers() { sync_named(NamedBarrier::kConsumers, 0, Traits::kConsumers); }
@@ -163,16 +154,14 @@ class BackwardConsumer {
   FDMA_DEVICE int queries_of(int m) const { return block_.sequence.len_q - m * Traits::kQueries; }
   // What is read of a query tile before its scores are waited for: behind them, nothing would hide how long it takes.
   struct TileStart {
-    bool ends;  // some query of the tile does not see all of the warp's keys, by causality or since they end
-    StatsAhead<Traits::kLsesAhead> lse;
+    bool ends;     // some query of the tile does not see all of the warp's keys, by causality or since they end
+    float4 stats;  // of the first block column, see load_stats
   };
   FDMA_DEVICE TileStart read_start(int m) const {
     const bool ends = !Traits::kSlots && key0() + 16 > key_limit(m * Traits::kQueries, block_.sequence.len_q,
                                                                  block_.sequence.len_k, p_.is_causal);
-    return {ends, StatsAhead<Traits::kLsesAhead>(stats_address())};
+    return {ends, load_stats(stats_address(), 0)};
   }
-  using Deltas = StatsAhead<Traits::kDeltasAhead>;
-  FDMA_DEVICE Deltas read_deltas() const { return Deltas(stats_address() + kDeltaOffset); }
   // Turns k.q into P^T.
   FDMA_DEVICE void finish_weights(Scores& x, int m, const TileStart& start) {
     if constexpr (Traits::kCapped) unit_.to_bits_capped(x);
@@ -202,17 +191,18 @@ class BackwardConsumer {
     } else if (start.ends) {
       apply_transposed_key_limit(x, key0(), q, block_.sequence, p_.is_causal, lane_);
     }
-    transposed_weights_from_bits(x, start.lse, stats_address(), folded_ ? unit_.scale_log2 : 1.f);
+    transposed_weights_from_bits(x, start.stats, stats_address(), folded_ ? unit_.scale_log2 : 1.f);
   }
 
   // Turns dP^T into dS^T, by the way into the gradient of the biases of slots.
-  FDMA_DEVICE void finish_gradients(Scores& grad, const Scores& weights, const Deltas& deltas) {
+  FDMA_DEVICE void finish_gradients(Scores& grad, const Scores& weights) {
     const uint32_t stats = stats_address();
-    to_transposed_grad_scores(grad, weights, deltas, stats);
+    to_transposed_grad_scores(grad, weights, stats);
     add_bias_gradient(grad);
-    if constexpr (Traits::kCapped) {
-      __syncwarp();  // the compiler reads the statistics again: there are no registers to keep them in
+    if constexpr (Traits::kCapped && Traits::kSlots) {
       apply_transposed_cap(grad, weights, stats, unit_.cap_log2, slot_bias_);
+    } else if constexpr (Traits::kCapped) {
+      apply_transposed_cap(grad, weights, stats, unit_.cap_log2, {0.f, 0.f});
     }
   }
 
@@ -390,8 +380,7 @@ class BackwardConsumer {
   RingPosition<1> bias_at_;
   int score_stage_ = 0;
   Span spans_[2];
-  float slot_bias_[2] = {0.f, 0.f};  // of the thread's two keys, in bits
-  float key_sums_[2];                // of dS over the queries, for them
+  float slot_bias_[2], key_sums_[2];
 };
 
 }  // namespace fdma::sm90

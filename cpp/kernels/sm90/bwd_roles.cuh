@@ -119,7 +119,7 @@ class BackwardRoles : BackwardConsumer<Traits> {
     start_gradients(grad, note.m);
     for (;;) {
       add_key_gradient(note, grad, operand, grad_key);
-      const QueryNote next = this->query_after();
+      const QueryNote next = query_after();
       if (next.h != note.h) this->finish_bias_gradient(note.h);
       if (next.h < 0) break;
       start_gradients(grad, next.m);
@@ -132,6 +132,14 @@ class BackwardRoles : BackwardConsumer<Traits> {
     wait_products<0>();
     hold(grad_key);
     hold(operand);
+  }
+
+  // The one behind the tile whose buffers the group still reads.
+  FDMA_DEVICE QueryNote query_after() const {
+    RingPosition<Traits::kStages> at = query_at_;
+    at.advance();
+    shared_.queries().wait_full(at);
+    return shared_.note(at.stage());
   }
 
   FDMA_DEVICE void start_gradients(Scores& grad, int m) const {
@@ -150,14 +158,13 @@ class BackwardRoles : BackwardConsumer<Traits> {
                                     float (&grad_key)[1][kNO][4]) {
     if (lane_ == 0) wait_stores_read<0>();  // what this lane stored a tile ago has left shared memory
     sync_named(NamedBarrier::kWeights, 0, Traits::kConsumers);  // P^T has come, and nobody still reads the previous dS
-    const auto deltas = this->read_deltas();
     wait_products<0>();
     hold(grad);
     release(shared_.grad_outs(), grad_out_at_);
     Scores weights;
     if constexpr (Traits::kCapped) this->load_slot_bias(note.h);  // of each tile: the sums leave no registers
     Sum::unstage(weights, sum_stage(warp_), lane_);
-    this->finish_gradients(grad, weights, deltas);
+    this->finish_gradients(grad, weights);
     Base::to_operand(operand, grad);
     store_transposed(shared_.base + Traits::kScoreOffset, operand, warp_, lane_);
     publish_shared();

@@ -42,9 +42,6 @@ struct BackwardTraits {
   static constexpr int kConsumerRegisters = kBiased && !kRoles ? 232 : 240;
   static constexpr bool kKeepsSpans =
       kSlots && kQueries == 64;  // in registers, of which wider tiles have none to spare
-  // Block columns of a tile whose row statistics are read before the products that they are for are waited for.
-  static constexpr int kLsesAhead = kQueries == 64 && !kRoles ? kN : 1;
-  static constexpr int kDeltasAhead = kQueries == 64 && !kRoles && !kCapped ? kN : 0;
   static constexpr bool kSplits = kBias == BiasForm::kNone;
   using Sum = sm90::QuerySum<kHeadDim>;
 

@@ -131,38 +131,13 @@ FDMA_DEVICE float4 load_stats(uint32_t stats, int j) {
                : "memory");
   return pair;
 }
-inline constexpr int kDeltaOffset = 4;  // bytes from a row's lse to its delta
 
-// One of the two statistics, of the thread's two queries of the first kColumns block columns. Loads stay where they are
-// asked for: in front of a wait for products, which then hides how long they take.
-template <int kColumns>
-class StatsAhead {
- public:
-  // `address`: of the first one.
-  FDMA_DEVICE explicit StatsAhead(uint32_t address) {
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(of_[j][c]) : "r"(address + j * 64 + c * 8) : "memory");
-      }
-    }
-  }
-  // As load_stats has it, with nothing in the place of the other one.
-  FDMA_DEVICE float4 as_lse(int j) const { return {of_[j][0], 0.f, of_[j][1], 0.f}; }
-  FDMA_DEVICE float4 as_delta(int j) const { return {0.f, of_[j][0], 0.f, of_[j][1]}; }
-
- private:
-  float of_[kColumns > 0 ? kColumns : 1][2];
-};
-
-// P^T = exp2(x * unit - lse), unit > 0. `first`: lse of the first block columns.
-template <int kN, int kColumns>
-FDMA_DEVICE void transposed_weights_from_bits(float (&x)[1][kN][4], const StatsAhead<kColumns>& first, uint32_t stats,
-                                              float unit) {
+// P^T = exp2(x * unit - lse), unit > 0. `first`: the stats of block column 0.
+template <int kN>
+FDMA_DEVICE void transposed_weights_from_bits(float (&x)[1][kN][4], const float4& first, uint32_t stats, float unit) {
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
-    const float4 pair = j < kColumns ? first.as_lse(j) : load_stats(stats, j);
+    const float4 pair = j == 0 ? first : load_stats(stats, j);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       x[0][j][e] = exp2_approx(fmaf(x[0][j][e], unit, e % 2 == 0 ? -pair.x : -pair.z));
@@ -170,13 +145,12 @@ FDMA_DEVICE void transposed_weights_from_bits(float (&x)[1][kN][4], const StatsA
   }
 }
 
-// dS^T = P^T (dP^T - delta), in place of dP^T. `first`: delta of the first block columns.
-template <int kN, int kColumns>
-FDMA_DEVICE void to_transposed_grad_scores(float (&grad)[1][kN][4], const float (&weights)[1][kN][4],
-                                           const StatsAhead<kColumns>& first, uint32_t stats) {
+// dS^T = P^T (dP^T - delta), in place of dP^T.
+template <int kN>
+FDMA_DEVICE void to_transposed_grad_scores(float (&grad)[1][kN][4], const float (&weights)[1][kN][4], uint32_t stats) {
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
-    const float4 pair = j < kColumns ? first.as_delta(j) : load_stats(stats, j);
+    const float4 pair = load_stats(stats, j);
 #pragma unroll
     for (int e = 0; e < 4; ++e) grad[0][j][e] = weights[0][j][e] * (grad[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
   }

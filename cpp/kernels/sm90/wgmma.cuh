@@ -45,8 +45,10 @@ struct RowOperand {
   static constexpr cute::SM90::GMMA::Major kMajor = cute::SM90::GMMA::Major::K;
   uint64_t first;
   FDMA_DEVICE explicit RowOperand(uint32_t tile, int row = 0) : first(operand_descriptor(tile + row * 128, 16, 1024)) {}
-  // Distance of columns 16 step.., in the unit of descriptors.
-  FDMA_DEVICE static constexpr int distance(int step) { return (step / 4 * Tile::kBlockBytes + step % 4 * 32) >> 4; }
+  // Columns 16 step.. of the tile that lies `offset` bytes behind.
+  FDMA_DEVICE uint64_t at(int step, int offset = 0) const {
+    return first + ((step / 4 * Tile::kBlockBytes + step % 4 * 32 + offset) >> 4);
+  }
 };
 
 // Rows are summed, columns are m or n.
@@ -56,8 +58,8 @@ struct ColumnOperand {
   uint64_t first;
   FDMA_DEVICE explicit ColumnOperand(uint32_t tile, int col = 0)
       : first(operand_descriptor(tile + col / kBlockCols * Tile::kBlockBytes, Tile::kBlockBytes, 1024)) {}
-  // Distance of rows 16 step.., in the unit of descriptors.
-  FDMA_DEVICE static constexpr int distance(int step) { return step * 16 * 128 >> 4; }
+  // Rows 16 step.. of the tile that lies `offset` bytes behind.
+  FDMA_DEVICE uint64_t at(int step, int offset = 0) const { return first + ((step * 16 * 128 + offset) >> 4); }
 };
 
 // The same operand, whose descriptors the compiler makes here and does not keep from step to step of a loop: it would,
@@ -131,16 +133,14 @@ FDMA_DEVICE void hold(uint32_t (&a)[kM][kK][4]) {
 }
 
 // acc = A B over kSteps summed steps of 16, or acc += A B. `offset_a`, `offset_b`: bytes from the operands' tiles to
-// those that are meant, in a ring of buffers; multiples of 16. One addition each, here: with what lies between steps in
-// the same sum, the compiler shifts anew for every step, and uniform registers take longer than the product.
+// those that are meant, in a ring of buffers.
 template <typename T, int kSteps, int kN, typename OperandA, typename OperandB>
 FDMA_DEVICE void multiply(float (&acc)[1][kN][4], const OperandA& a, int offset_a, const OperandB& b, int offset_b,
                           bool add) {
   using Atom = typename detail::Instruction<T, kN * 8>::template Shared<OperandA::kMajor, OperandB::kMajor>;
-  const uint64_t first_a = a.first + (offset_a >> 4), first_b = b.first + (offset_b >> 4);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    detail::multiply_shared<Atom>(acc, first_a + OperandA::distance(k), first_b + OperandB::distance(k), add || k > 0,
+    detail::multiply_shared<Atom>(acc, a.at(k, offset_a), b.at(k, offset_b), add || k > 0,
                                   std::make_index_sequence<kN * 4>{});
   }
 }
@@ -149,11 +149,9 @@ FDMA_DEVICE void multiply(float (&acc)[1][kN][4], const OperandA& a, int offset_
 template <typename T, int kSteps, int kN, typename OperandB>
 FDMA_DEVICE void multiply(float (&acc)[1][kN][4], const uint32_t (&a)[1][kSteps][4], const OperandB& b, int offset_b) {
   using Atom = typename detail::Instruction<T, kN * 8>::template Registers<OperandB::kMajor>;
-  const uint64_t first_b = b.first + (offset_b >> 4);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    detail::multiply_registers<Atom>(acc, a[0][k], first_b + OperandB::distance(k),
-                                     std::make_index_sequence<kN * 4>{});
+    detail::multiply_registers<Atom>(acc, a[0][k], b.at(k, offset_b), std::make_index_sequence<kN * 4>{});
   }
 }
 

@@ -46,7 +46,6 @@ INSTRUCTIONS: dict[str, str | None] = {
     "cp.async.ca.shared.global": "copy_async",
     # Shared memory
     "ld.shared.b32": "load_shared",
-    "ld.shared.f32": "load_shared",
     "ld.shared.v2.f32": "load_shared",
     "ld.shared.v4.b32": "load_shared",
     "ld.shared.v4.f32": "load_shared",
