@@ -19,7 +19,7 @@ COLORS = {
     "sdpa": GREEN,
     "torch-topk": "#6b6b6b",
 }
-ALL_KEYS = {"sdpa-cudnn": "#1f5fa8", "sdpa-flash": "#8fb8de"}  # the implementations of the series without a mask
+ALL_KEYS = {"sdpa-cudnn": "#1f5fa8", "sdpa-flash": "#8fb8de"}  # in the series without a mask
 PASSES = {"fwd": "forward", "bwd": "backward", "select": "selection"}
 # (implementation, whether it takes all keys: the series whose names begin with "dense")
 Line = Tuple[str, bool]
@@ -40,7 +40,7 @@ def _style(line: Line, which: str) -> dict:
     """Label, which says what a peer was given, and color."""
     impl, all_keys = line
     label = impl if impl in OURS or which == "select" else f"{impl}, {'all keys' if all_keys else 'dense mask'}"
-    return {"label": label, "color": ALL_KEYS[impl] if all_keys else COLORS.get(impl, OTHER)}
+    return {"label": label, "color": (ALL_KEYS if all_keys else COLORS).get(impl, OTHER)}
 
 
 def _flat(document: dict, length: int, which: str) -> dict[Line, float]:

@@ -461,6 +461,13 @@ def test_pictures_are_drawn_from_rows_and_are_small(tmp_path):
     assert plots.plot(document_of([row("gqa", "fwd", "cuda", 1.0)]), tmp_path) == []
 
 
+def test_a_peer_with_a_mask_and_with_all_keys_is_two_lines():
+    rows = [row(f"{kind}-8192", "fwd", "sdpa-cudnn", ms) for kind, ms in (("length", 7.0), ("dense-length", 2.0))]
+    lines = plots._points(document_of(rows), "length", "fwd", "ms")
+    assert lines == {("sdpa-cudnn", False): [(8192, 7.0)], ("sdpa-cudnn", True): [(8192, 2.0)]}
+    assert [plots._style(line, "fwd")["label"] for line in lines] == ["sdpa-cudnn, dense mask", "sdpa-cudnn, all keys"]
+
+
 @pytest.mark.parametrize("path", [pages.README, pages.PAGE], ids=lambda path: path.name)
 def test_pages_are_current(path):
     assert pages.current_pages()[path] == path.read_text(), "run `python -m benchmarks --plots --pages`"
